@@ -1,0 +1,1 @@
+"""Pure: what Postgres's logical replication sends, decoded."""

@@ -1,0 +1,1 @@
+"""Shell: from Postgres's write-ahead log into bucket storage."""

@@ -1,0 +1,1 @@
+"""Shell: bucket storage in Postgres."""

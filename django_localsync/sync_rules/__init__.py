@@ -1,0 +1,1 @@
+"""Pure: sync rules and sync streams: parser, compiler, plan, evaluator."""
