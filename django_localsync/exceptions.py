@@ -47,7 +47,13 @@ class RulesError(ConfigurationError):
         column: int | None = None,
         hint: str | None = None,
     ) -> None:
-        self.message, self.definition, self.line, self.column, self.hint = message, definition, line, column, hint
+        self.message, self.definition, self.line, self.column, self.hint = (
+            message,
+            definition,
+            line,
+            column,
+            hint,
+        )
         where = [f"{definition!r}"] if definition else []
         if line is not None:
             where.append(f"line {line}" + (f", column {column}" if column is not None else ""))

@@ -1,0 +1,1 @@
+"""System checks: what a developer misconfigured shows at start, with an id and the way out."""

@@ -1,0 +1,108 @@
+"""The settings under `LOCALSYNC`: one typed field each, with its default and meaning.
+
+`LOCALSYNC = {"RULES": …, "UPLOAD_HANDLER": …}` in a project's settings; a key is the field's name in capitals.
+docs/reference/settings.md lists them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.signals import setting_changed
+from django.db import DEFAULT_DB_ALIAS
+
+from .exceptions import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of django_localsync."""
+
+    rules: str | Path | Mapping[str, Any] | None = None
+    """Sync rules: YAML text, the path of a YAML file, or the same structure as a dict."""
+
+    upload_handler: str | None = None
+    """Dotted path of the project's UploadHandler; without it uploads are refused."""
+
+    source: str = DEFAULT_DB_ALIAS
+    """Alias of the database whose tables are synced."""
+
+    storage: str = DEFAULT_DB_ALIAS
+    """Alias of the database that holds buckets; may be the source itself."""
+
+    replication_url: str | None = None
+    """A direct connection to the source as libpq URL or DSN, where the alias goes through a pooler."""
+
+    slot_name: str | None = None
+    """Prefix of the replication slot's name; by default `localsync_<database>`. Slots are one namespace a server."""
+
+    publication_name: str = "localsync"
+    """Name of the publication; tables without replica identity go to a second one, `<name>_insert_only`."""
+
+    audience: tuple[str, ...] = ("localsync",)
+    """Accepted `aud` claims; our own tokens carry the first."""
+
+    keys: tuple[Mapping[str, Any], ...] = ()
+    """JSON Web Keys (RFC 7517) that verify tokens made elsewhere."""
+
+    jwks_uri: tuple[str, ...] = ()
+    """Addresses of key sets that verify tokens made elsewhere."""
+
+    token_lifetime_s: int = 300
+    """Lifetime of the tokens that the token view gives, in seconds."""
+
+    max_token_lifetime_s: int = 86_400
+    """Longest `exp - iat` accepted, in seconds."""
+
+    max_buckets: int = 1000
+    """Most buckets one client may have."""
+
+    max_request_bytes: int = 4 * 1024 * 1024
+    """Largest body of a stream request."""
+
+    max_upload_bytes: int = 16 * 1024 * 1024
+    """Largest body of an upload."""
+
+    keepalive_interval_s: float = 20.0
+    """Pause between keepalive lines; clients and proxies give up after 30 s of silence."""
+
+    stream_pool_size: int = 8
+    """Database connections that one ASGI process uses to read for its streams."""
+
+    heartbeat_interval_s: float = 60.0
+    """Pause between the messages that let the slot of an idle database advance."""
+
+    unknown: tuple[str, ...] = field(default=())
+    """Keys of LOCALSYNC that mean nothing; a system check names them."""
+
+
+def get_settings() -> Settings:
+    """The project's settings, read once. Raises ConfigurationError when LOCALSYNC is not a dict."""
+    return _read_settings()
+
+
+@lru_cache(maxsize=1)
+def _read_settings() -> Settings:
+    configured = getattr(django_settings, "LOCALSYNC", {})
+    if not isinstance(configured, Mapping):
+        raise ConfigurationError("LOCALSYNC must be a dict of settings")
+    known = {item.name.upper(): item for item in fields(Settings) if item.name != "unknown"}
+    values = {known[key].name: _normalise(value) for key, value in configured.items() if key in known}
+    return Settings(**values, unknown=tuple(str(key) for key in configured if key not in known))
+
+
+def _normalise(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _forget_settings(*, setting: str, **_: Any) -> None:
+    if setting == "LOCALSYNC":
+        _read_settings.cache_clear()
+
+
+setting_changed.connect(_forget_settings)

@@ -1,0 +1,187 @@
+"""What compiled sync rules are: pure functions over rows and requests, and the values they exchange.
+
+A plan is three functions (after PowerSync's sync config, docs/reference/wire-protocol.md):
+
+* a replicated row → the buckets it is in, and the JSON each holds   (`RowEvaluator`)
+* a replicated row → entries of the parameter index ("lookups")      (`RowEvaluator`)
+* a client's request → the buckets it may have, in lookup stages     (`Plan.resolve`)
+
+The first two run once per replicated row, as generated code; they work on plain tuples for that reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from ..pgoutput.values import PgType
+
+MAX_PARAMETERS_LENGTH = 512
+"""Longest text of bucket parameters or of a lookup key; a longer one is replaced by its hash, so that it fits an index."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TableName:
+    """A table's schema and name, as Postgres has them."""
+
+    schema: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+class Column(NamedTuple):
+    """A column of a replicated table, in the order of its tuples."""
+
+    name: str
+    type: PgType
+
+
+class BucketRow(NamedTuple):
+    """A row's place in one bucket: which bucket source, its parameters as JSON text (`["u1"]`), and the row."""
+
+    source: int  # index into Plan.bucket_sources
+    parameters: str
+    row_type: str
+    row_id: str
+    data: str
+
+
+class LookupRow(NamedTuple):
+    """One entry of the parameter index: its source, the key and the outputs, both as JSON array text."""
+
+    source: int  # index into Plan.lookup_sources
+    key: str
+    outputs: str
+
+
+class RowEvaluator(Protocol):
+    """Generated once per plan and table layout.
+
+    `values` are Postgres's texts in column order (None for NULL). Answers the row's buckets and lookups, each
+    without duplicates. Errors of single definitions go to `on_error(definition name, message)`; the row is then
+    left out of that definition only.
+    """
+
+    def __call__(self, values: Sequence[str | None]) -> tuple[list[BucketRow], list[LookupRow]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BucketSource:
+    """A family of buckets that differ only in their parameters: `mine|0`, or an old-style definition.
+
+    `identity` is a hash (hex) of everything that decides which rows with which JSON are in which bucket: equal
+    identities mean equal content, so buckets survive a change of other rules.
+    """
+
+    name: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class LookupSource:
+    """One parameter index; `identity` as in BucketSource."""
+
+    name: str
+    identity: str
+
+
+class LookupKey(NamedTuple):
+    """What a request asks of the parameter index."""
+
+    source: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A client's explicit subscription to a stream; its index in the request is its identity."""
+
+    stream: str
+    parameters: Mapping[str, Any]
+    override_priority: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestParameters:
+    """Everything the rules may ask of a request: claims of the token, and what the client says of itself."""
+
+    claims: Mapping[str, Any]
+    connection: Mapping[str, Any] = field(default_factory=dict)
+    subscriptions: Sequence[Subscription] = ()
+    include_defaults: bool = True
+
+
+DEFAULT = "default"
+Reason = tuple[str, int]
+"""Why a client has a bucket: ("default", index into Resolution.streams) or ("sub", index of the subscription)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedBucket:
+    """A bucket the request may have; `priority` is 0 … 3, the smallest of all reasons."""
+
+    source: int
+    parameters: str
+    priority: int
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamError:
+    """A subscription that could not be evaluated; `subscription` is its index, or "default"."""
+
+    subscription: int | str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedStream:
+    """A stream (or old-style definition) the client is subscribed to."""
+
+    name: str
+    is_default: bool
+    errors: tuple[StreamError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What a request may have at one checkpoint. `lookups` are all keys it depends on (I5)."""
+
+    buckets: tuple[ResolvedBucket, ...]
+    streams: tuple[ResolvedStream, ...]
+    lookups: frozenset[LookupKey]
+
+
+LookupResults = Mapping[LookupKey, Sequence[str]]
+"""For each asked key the outputs (JSON array texts) of every entry; a key without entries may be absent."""
+
+Resolving = Generator[Sequence[LookupKey], LookupResults, Resolution]
+"""Yields the keys of one lookup stage, is sent their entries, returns the resolution."""
+
+OnError = Callable[[str, str], None]
+
+
+class Plan(Protocol):
+    """Compiled sync rules. Immutable, safe to share between threads."""
+
+    bucket_sources: Sequence[BucketSource]
+    lookup_sources: Sequence[LookupSource]
+
+    @property
+    def identity(self) -> str:
+        """Hash (hex) of the whole plan, requests included."""
+
+    def uses(self, table: TableName) -> bool:
+        """Whether any rule reads this table."""
+
+    def row_evaluator(self, table: TableName, columns: Sequence[Column], on_error: OnError) -> RowEvaluator:
+        """Generate the function for a table of this layout. Raises RulesError naming a column it lacks."""
+
+    def used_columns(self, table: TableName, columns: Sequence[Column]) -> frozenset[int]:
+        """Positions of the columns that any rule reads."""
+
+    def resolve(self, request: RequestParameters) -> Resolving:
+        """The buckets of a request, asked stage by stage. Never raises for a bad parameter of a client."""
