@@ -94,9 +94,7 @@ class Definition(models.Model):
     class Meta:
         db_table = "localsync_definition"
         constraints = [
-            models.UniqueConstraint(
-                fields=["rule_set", "kind", "identity"], name="localsync_definition_identity"
-            )
+            models.UniqueConstraint(fields=["rule_set", "kind", "identity"], name="localsync_definition_identity")
         ]
 
 
@@ -107,9 +105,7 @@ class SourceTable(models.Model):
     relation_oid = models.BigIntegerField()
     schema = models.CharField(max_length=63)
     name = models.CharField(max_length=63)
-    key_columns = models.JSONField(
-        help_text="Names of the identity's columns; empty: rows are never changed."
-    )
+    key_columns = models.JSONField(help_text="Names of the identity's columns; empty: rows are never changed.")
     copied = models.BooleanField(default=False)
 
     class Meta:
@@ -127,9 +123,7 @@ class Bucket(models.Model):
 
     class Meta:
         db_table = "localsync_bucket"
-        constraints = [
-            models.UniqueConstraint(fields=["definition", "parameters"], name="localsync_bucket_name")
-        ]
+        constraints = [models.UniqueConstraint(fields=["definition", "parameters"], name="localsync_bucket_name")]
 
 
 class BucketOperation(models.Model):
@@ -160,9 +154,7 @@ class ParameterLookup(models.Model):
 
     class Meta:
         db_table = "localsync_parameter_lookup"
-        indexes = [
-            models.Index(fields=["definition", "key", "table", "row_key"], name="localsync_lookup_key")
-        ]
+        indexes = [models.Index(fields=["definition", "key", "table", "row_key"], name="localsync_lookup_key")]
 
 
 class CurrentRow(models.Model):

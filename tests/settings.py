@@ -3,9 +3,7 @@
 import os
 from urllib.parse import unquote, urlsplit
 
-_url = urlsplit(
-    os.environ.get("LOCALSYNC_TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/postgres")
-)
+_url = urlsplit(os.environ.get("LOCALSYNC_TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/postgres"))
 
 SECRET_KEY = "tests only, at least thirty-two bytes long"
 DEBUG = False

@@ -16,17 +16,13 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
+                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
                 ),
                 ("parameters", models.TextField(help_text="JSON array.")),
                 ("operations", models.BigIntegerField(default=0)),
                 (
                     "checksum",
-                    models.BigIntegerField(
-                        default=0, help_text="Sum of all operations' checksums, modulo 2**32."
-                    ),
+                    models.BigIntegerField(default=0, help_text="Sum of all operations' checksums, modulo 2**32."),
                 ),
                 ("last_op_id", models.BigIntegerField(default=0)),
             ],
@@ -39,15 +35,11 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
+                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
                 ),
                 (
                     "kind",
-                    models.CharField(
-                        choices=[("bucket", "buckets"), ("lookup", "parameter index")], max_length=8
-                    ),
+                    models.CharField(choices=[("bucket", "buckets"), ("lookup", "parameter index")], max_length=8),
                 ),
                 ("name", models.TextField()),
                 ("identity", models.CharField(max_length=64)),
@@ -130,9 +122,7 @@ class Migration(migrations.Migration):
             options={
                 "db_table": "localsync_checkpoint",
                 "constraints": [
-                    models.CheckConstraint(
-                        condition=models.Q(("id", 1)), name="localsync_checkpoint_is_one_row"
-                    ),
+                    models.CheckConstraint(condition=models.Q(("id", 1)), name="localsync_checkpoint_is_one_row"),
                     models.CheckConstraint(
                         condition=models.Q(("op_id__lte", models.F("written_op_id"))),
                         name="localsync_checkpoint_is_written",
@@ -155,9 +145,7 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
+                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
                 ),
                 ("identity", models.CharField(help_text="Hash of the compiled plan.", max_length=64)),
                 ("rules", models.TextField(help_text="The rules as canonical JSON.")),
@@ -200,17 +188,13 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
+                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
                 ),
                 ("alias", models.CharField(help_text="Django's alias of the database.", max_length=64)),
                 ("slot", models.CharField(max_length=63)),
                 (
                     "lsn",
-                    models.BigIntegerField(
-                        default=0, help_text="End of the last commit that storage holds (I3)."
-                    ),
+                    models.BigIntegerField(default=0, help_text="End of the last commit that storage holds (I3)."),
                 ),
                 ("system_identifier", models.CharField(max_length=32)),
                 ("timeline", models.IntegerField()),
@@ -233,18 +217,14 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
+                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
                 ),
                 ("relation_oid", models.BigIntegerField()),
                 ("schema", models.CharField(max_length=63)),
                 ("name", models.CharField(max_length=63)),
                 (
                     "key_columns",
-                    models.JSONField(
-                        help_text="Names of the identity's columns; empty: rows are never changed."
-                    ),
+                    models.JSONField(help_text="Names of the identity's columns; empty: rows are never changed."),
                 ),
                 ("copied", models.BooleanField(default=False)),
                 (
@@ -266,9 +246,7 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
+                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
                 ),
                 ("key", models.TextField(help_text="JSON array.")),
                 ("row_key", models.TextField()),
@@ -326,9 +304,7 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
+                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
                 ),
                 ("user_key", models.TextField()),
                 ("client_id", models.TextField()),
@@ -353,9 +329,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name="bucket",
-            constraint=models.UniqueConstraint(
-                fields=("definition", "parameters"), name="localsync_bucket_name"
-            ),
+            constraint=models.UniqueConstraint(fields=("definition", "parameters"), name="localsync_bucket_name"),
         ),
         migrations.AddConstraint(
             model_name="definition",

@@ -152,9 +152,7 @@ def encode_checkpoint_complete(line: CheckpointComplete) -> bytes:
 
 def encode_partial_checkpoint_complete(line: PartialCheckpointComplete) -> bytes:
     """The bytes of a `partial_checkpoint_complete` line."""
-    return _encode(
-        "partial_checkpoint_complete", {"last_op_id": str(line.last_op_id), "priority": line.priority}
-    )
+    return _encode("partial_checkpoint_complete", {"last_op_id": str(line.last_op_id), "priority": line.priority})
 
 
 def encode_token_expires_in(line: TokenExpiresIn) -> bytes:
@@ -249,9 +247,7 @@ def _parse_checkpoint_diff(body: Any) -> CheckpointDiff:
     removed = _list(body.get("removed_buckets"), "removed_buckets")
     return CheckpointDiff(
         last_op_id=_op_id(body.get("last_op_id"), "last_op_id"),
-        updated_buckets=tuple(
-            _parse_bucket(item) for item in _list(body.get("updated_buckets"), "updated_buckets")
-        ),
+        updated_buckets=tuple(_parse_bucket(item) for item in _list(body.get("updated_buckets"), "updated_buckets")),
         removed_buckets=tuple(_text(name, "removed_buckets") for name in removed),
         write_checkpoint=_optional_number_text(body.get("write_checkpoint"), "write_checkpoint"),
     )
