@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from ..pgoutput.values import PgType
 
 MAX_PARAMETERS_LENGTH = 512
-"""Longest text of bucket parameters or of a lookup key; a longer one is replaced by its hash, so that it fits an index."""
+"""Longest text of bucket parameters or of a lookup key; a longer one is replaced by its hash, to fit an index."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
