@@ -1,0 +1,82 @@
+"""Postgres types, as far as they decide how a value's text is read.
+
+Built from the system catalogues (https://www.postgresql.org/docs/current/catalog-pg-type.html); a domain over an array
+of composites is a small tree of PgTypes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, Self
+
+CATALOG_SCHEMA = "pg_catalog"
+DEFAULT_DELIMITER = ","
+
+_RANGE_SUBTYPES = {
+    "int4range": "int4",
+    "int8range": "int8",
+    "numrange": "numeric",
+    "tsrange": "timestamp",
+    "tstzrange": "timestamptz",
+    "daterange": "date",
+}
+
+
+class TypeKind(StrEnum):
+    """How the text of a type's values is built."""
+
+    BASE = "base"
+    ENUM = "enum"
+    ARRAY = "array"
+    DOMAIN = "domain"
+    COMPOSITE = "composite"
+    RANGE = "range"
+    MULTIRANGE = "multirange"
+
+
+class Member(NamedTuple):
+    """An attribute of a composite type."""
+
+    name: str
+    type: PgType
+
+
+@dataclass(frozen=True, slots=True)
+class PgType:
+    """A Postgres type.
+
+    `name` is the catalogue's (`int4`, not `integer`; `_int4` for its array); `element` is an array's element, a
+    domain's base, a range's subtype or a multirange's range; `members` are a composite's attributes in order;
+    `delimiter` stands between elements of an array of this type (`;` for box, else `,`).
+    """
+
+    name: str
+    kind: TypeKind = TypeKind.BASE
+    schema: str = CATALOG_SCHEMA
+    oid: int = 0
+    element: PgType | None = None
+    members: tuple[Member, ...] = ()
+    delimiter: str = DEFAULT_DELIMITER
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """A built-in type by its catalogue name, without a database.
+
+        >>> PgType.named("int4[]").element
+        PgType(name='int4', kind=<TypeKind.BASE: 'base'>, schema='pg_catalog', oid=0, element=None, members=(), \
+delimiter=',')
+        """
+        if name.endswith("[]"):
+            return cls(f"_{name[:-2]}", TypeKind.ARRAY, element=cls.named(name[:-2]))
+        if name in _RANGE_SUBTYPES:
+            return cls(name, TypeKind.RANGE, element=cls.named(_RANGE_SUBTYPES[name]))
+        range_name = name.replace("multirange", "range")
+        if range_name != name and range_name in _RANGE_SUBTYPES:
+            return cls(name, TypeKind.MULTIRANGE, element=cls.named(range_name))
+        return cls(name, delimiter=";" if name == "box" else DEFAULT_DELIMITER)
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether Postgres brings this type itself, as against one that a user or an extension made."""
+        return self.schema == CATALOG_SCHEMA

@@ -1,0 +1,5 @@
+"""Postgres text → SQLite values."""
+
+from __future__ import annotations
+
+from .types import PgType as PgType
