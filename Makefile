@@ -1,0 +1,66 @@
+# Everything a developer needs, from a bare clone. `make help` lists it.
+#
+# The virtual environment is .venv, with the pinned requirements. PYTHON chooses the interpreter, DJANGO the pinned
+# set (dev: Django 5.2, django61: Django 6.1), VENV another folder for the environment.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+DJANGO ?= dev
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+bin := $(VENV)/bin
+environment := $(VENV)/installed-$(DJANGO)
+
+.PHONY: help setup demo test soak check docs node requirements clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 - \2/p' Makefile
+
+setup: $(environment) ## Make the virtual environment (.venv) with everything pinned
+
+demo: $(environment) ## Run the example project: database, replicator and server in one terminal
+	@exec $(bin)/python -m example_project.demo
+
+test: $(environment) node ## Run every test against a real Postgres
+	@$(bin)/python -m pytest $(ARGS)
+
+soak: $(environment) node ## Run every test with large budgets (an hour, not minutes)
+	@LOCALSYNC_SOAK=1 $(bin)/python -m pytest $(ARGS)
+
+check: $(environment) ## Format, lint, types, architecture
+	@$(bin)/ruff format --check .
+	@$(bin)/ruff check .
+	@$(bin)/mypy
+	@$(bin)/python -m pytest -q tests/test_architecture.py
+
+docs: $(environment) $(VENV)/installed-docs ## Build the documentation into build/docs
+	@$(bin)/sphinx-build -q -W -b html docs build/docs && echo "open build/docs/index.html"
+
+node: tests/sdk/node_modules/.package-lock.json
+
+requirements: $(environment) ## Pin the requirements anew (ARGS=--upgrade for newer versions)
+	@$(bin)/pip install --quiet uv && PATH="$(abspath $(bin)):$$PATH" requirements/compile $(ARGS)
+
+clean: ## Remove what setup and tests made; the demo's data stays
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/sdk/node_modules
+
+$(bin)/pip: | requirements/find-python
+	@python=$$(requirements/find-python $(PYTHON)) && echo "Making $(VENV) with $$python" && "$$python" -m venv --clear $(VENV)
+
+$(environment): requirements/$(DJANGO).txt | $(bin)/pip
+	@echo "Installing the pinned requirements into $(VENV)"
+	@$(bin)/pip install --quiet --require-hashes -r $<
+	@touch $@
+
+$(VENV)/installed-docs: requirements/docs.txt | $(environment)
+	@$(bin)/pip install --quiet --require-hashes -r $<
+	@touch $@
+
+tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing: apt-get install nodejs npm" >&2; exit 1; }
+	@echo "Installing the JavaScript SDK for tests/sdk"
+	@cd tests/sdk && npm ci --silent --no-audit --no-fund
+	@touch $@
