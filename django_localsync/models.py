@@ -105,7 +105,8 @@ class SourceTable(models.Model):
     relation_oid = models.BigIntegerField()
     schema = models.CharField(max_length=63)
     name = models.CharField(max_length=63)
-    key_columns = models.JSONField(help_text="Names of the identity's columns; empty: rows are never changed.")
+    identity = models.CharField(max_length=8, choices=[("key", "key"), ("row", "whole row"), ("none", "none")])
+    key_columns = models.JSONField(help_text="Names of the identity's columns, where it is a key.")
     copied = models.BooleanField(default=False)
 
     class Meta:
@@ -190,8 +191,9 @@ class UploadJournal(models.Model):
     client_id = models.TextField()
     transaction_id = models.BigIntegerField()
     content_hash = models.CharField(max_length=64, help_text="SHA-256 of the operations.")
-    answer = models.JSONField(help_text="What the client was told.")
-    operations = models.JSONField(null=True, help_text="What was uploaded, kept where it was rejected.")
+    # Text, because jsonb refuses the NUL characters that a rejected value may hold.
+    answer = models.TextField(help_text="What the client was told, as JSON.")
+    operations = models.TextField(null=True, help_text="What was uploaded, as JSON, kept where it was rejected.")
     created_at = models.DateTimeField(default=timezone.now, db_index=True)
 
     class Meta:

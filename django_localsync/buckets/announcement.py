@@ -19,6 +19,7 @@ import orjson
 from ..exceptions import ProtocolError
 
 CHANNEL = "localsync"
+MESSAGE_PREFIX = "localsync"  # of logical messages in the source's WAL; the content is a decimal digest
 MAX_PAYLOAD_BYTES = 7900
 
 
@@ -50,6 +51,12 @@ class Announcement:
     write_checkpoints: frozenset[int] = frozenset()
     everything: bool = False
     rules: bool = False
+
+    def is_news(self) -> bool:
+        """Whether any stream could be concerned."""
+        return bool(
+            self.buckets or self.created or self.lookups or self.write_checkpoints or self.everything or self.rules
+        )
 
 
 def encode_announcement(announcement: Announcement) -> str:

@@ -1,0 +1,89 @@
+"""`manage.py run_replicator`: replicate the source into bucket storage until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from ...exceptions import ConfigurationError
+from ...replication.copy import Progress
+from ...replication.replicator import Replicator
+
+
+class Command(BaseCommand):
+    """Runs the replicator in the foreground."""
+
+    help = (
+        "Replicate the tables that the sync rules use into bucket storage: copies existing rows first, then follows "
+        "Postgres's logical replication. Runs until SIGTERM or Ctrl-C. Start as many as you like: one is active, the "
+        "others stand by. Needs wal_level=logical and a role that may replicate; creates its own slot and publication."
+    )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run until a signal arrives."""
+        _log_to_stderr(options["verbosity"])
+        try:
+            replicator = Replicator(progress=TerminalProgress if sys.stderr.isatty() else Progress)
+        except ConfigurationError as error:
+            raise CommandError(f"{error}; see: manage.py check") from error
+
+        def stop(signum: int, frame: object) -> None:
+            replicator.stop()
+            # Nothing needs a tidy end (a kill at any instruction is survived), so even a wait inside libpq is left.
+            raise SystemExit(0)
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        try:
+            replicator.run()
+        except ConfigurationError as error:
+            raise CommandError(str(error)) from error
+
+
+class TerminalProgress(Progress):
+    """A copy's progress as a bar."""
+
+    def __init__(self, estimated_rows: int) -> None:
+        super().__init__(estimated_rows)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task("copying", total=estimated_rows, rate="")
+        self._bar.start()
+
+    def advance(self, table: str, rows: int) -> None:
+        """Move the bar."""
+        self.rows += rows
+        self._bar.update(
+            self._task,
+            completed=self.rows,
+            total=max(self.estimated_rows, self.rows),
+            description=f"copying {table}",
+            rate=f"{self.rate():,.0f} rows/s",
+        )
+
+    def finish(self) -> None:
+        """Leave the finished bar on the screen."""
+        self._bar.stop()
+
+
+def _log_to_stderr(verbosity: int) -> None:
+    package = logging.getLogger("django_localsync")
+    if verbosity == 0 or package.hasHandlers():
+        return  # the project's LOGGING has its own idea
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package.addHandler(handler)
+    package.setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)

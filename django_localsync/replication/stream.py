@@ -1,0 +1,208 @@
+"""Follows the replication stream: messages to row changes, whole transactions to checkpoints.
+
+The batch grows by itself with the load and needs no timer: what has arrived is published once the socket is empty or
+BATCH_ROWS are waiting. A transaction larger than that is written in parts inside one open storage transaction, so
+memory stays bounded and nothing of it shows before its commit (I2).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from time import monotonic
+from typing import assert_never
+
+from ..buckets.announcement import MESSAGE_PREFIX
+from ..pgoutput.frames import PrimaryKeepalive, XLogData, decode_frame
+from ..pgoutput.lsn import Lsn
+from ..pgoutput.messages import (
+    UNCHANGED,
+    Begin,
+    Commit,
+    Delete,
+    Insert,
+    LogicalMessage,
+    Message,
+    Origin,
+    Relation,
+    Truncate,
+    Type,
+    Update,
+    decode_message,
+)
+from ..storage.generations import Generation
+from ..storage.writer import StorageWriter
+from .changes import Change, ChangeApplier, ReplicatedTable
+from .connection import ReplicationConnection
+from .layout import LayoutBuilder
+
+logger = logging.getLogger(__name__)
+
+BATCH_ROWS = 5000
+
+# A sixth of wal_sender_timeout's default (60 s): several status updates may be lost before Postgres hangs up.
+STATUS_INTERVAL_S = 10.0
+
+
+class Stream:
+    """One streaming connection, from START_REPLICATION until it breaks or is told to stop."""
+
+    def __init__(
+        self,
+        connection: ReplicationConnection,
+        writer: StorageWriter,
+        generation: Generation,
+        layouts: LayoutBuilder,
+        *,
+        when_idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._connection, self._writer, self._layouts, self._when_idle = connection, writer, layouts, when_idle
+        self._source = generation.source.id
+        self._lsn = generation.source.lsn  # end of the last commit that storage holds
+        self._confirmed, self._confirmed_at = 0, monotonic()
+        self._applier = ChangeApplier(writer, generation)
+        self._stored = {table.relation_oid: table for table in generation.tables}
+        self._tables: dict[int, ReplicatedTable | None] = {}
+        self._changes: list[Change] = []
+        self._write_checkpoints: set[int] = set()
+        self._end_lsn: int | None = None  # end of the last whole transaction that is not published yet
+        self._in_transaction = self._skipping = False
+        self._storage_transaction = ExitStack()
+
+    def run(self, should_stop: Callable[[], bool], wake_fd: int) -> None:
+        """Follow the stream. Returns when told to stop; raises psycopg.Error, CopyNeeded or UnknownBaseRow.
+
+        Whatever was not published then leaves nothing behind and is sent again by Postgres.
+        """
+        try:
+            while not should_stop():
+                payloads = self._connection.read(STATUS_INTERVAL_S, wake_fd)
+                for payload in payloads:
+                    self._receive(payload)
+                if self._end_lsn is not None and not self._in_transaction and not self._connection.has_buffered():
+                    self._publish()
+                self._confirm_when_due()
+                if not payloads and self._is_idle():
+                    self._when_idle()
+        finally:
+            self._abandon_storage_transaction()
+
+    def _receive(self, payload: bytes) -> None:
+        frame = decode_frame(payload)
+        match frame:
+            case XLogData():
+                self._handle(decode_message(frame.payload))
+            case PrimaryKeepalive():
+                if self._is_idle():
+                    # Everything before it was delivered, and nothing of it is waiting.
+                    self._lsn = max(self._lsn, frame.wal_end.value)
+                if frame.reply_requested:
+                    self._confirm()
+            case _:
+                assert_never(frame)
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Insert() | Update() | Delete():
+                if not self._skipping:
+                    self._row_changed(message)
+            case Begin():
+                # Only commit LSNs are ordered; a transaction whose commit lies before our position is stored (I3).
+                self._in_transaction, self._skipping = True, message.final_lsn.value < self._lsn
+            case Commit():
+                self._in_transaction = False
+                if not self._skipping:
+                    self._end_lsn = message.end_lsn.value
+                    if len(self._changes) >= BATCH_ROWS:
+                        self._publish()
+            case Relation():
+                stored = self._stored.get(message.oid)
+                self._tables[message.oid] = self._layouts.from_relation(stored, message) if stored else None
+            case Truncate():
+                if not self._skipping:
+                    self._truncate(message)
+            case LogicalMessage():
+                if message.prefix == MESSAGE_PREFIX and message.transactional and not self._skipping:
+                    self._reach_write_checkpoint(message.content)
+            case Origin() | Type():
+                pass
+            case _:
+                assert_never(message)
+
+    def _row_changed(self, message: Insert | Update | Delete) -> None:
+        table = self._tables[message.relation]
+        if table is None:
+            return
+        match message:
+            case Insert():
+                change = Change(table, None, table.key_of(message.new), message.new)
+            case Update():
+                change = _update(table, message)
+            case Delete():
+                change = Change(table, table.key_of(message.old), None, None)
+        self._changes.append(change)
+        if len(self._changes) >= BATCH_ROWS and self._in_transaction:
+            self._write()
+
+    def _truncate(self, message: Truncate) -> None:
+        self._write()
+        for oid in message.relations:
+            table = self._tables.get(oid)
+            if table is not None:
+                self._begin_storage_transaction()
+                self._applier.truncate(table)
+
+    def _reach_write_checkpoint(self, content: bytes) -> None:
+        if content.isdigit():
+            self._write_checkpoints.add(int(content))
+
+    def _write(self) -> None:
+        """Write what is waiting into the open storage transaction, unseen."""
+        self._begin_storage_transaction()
+        changes, self._changes = self._changes, []
+        self._applier.apply(changes)
+
+    def _publish(self) -> None:
+        assert self._end_lsn is not None
+        self._write()
+        self._writer.publish(self._source, self._end_lsn, write_checkpoints=self._write_checkpoints)
+        self._storage_transaction.close()  # commits
+        self._lsn, self._end_lsn = self._end_lsn, None
+        self._write_checkpoints = set()
+        self._confirm()  # only now: it is durable (I3)
+
+    def _begin_storage_transaction(self) -> None:
+        if not self._writer.in_transaction:
+            self._storage_transaction.enter_context(self._writer.transaction())
+
+    def _abandon_storage_transaction(self) -> None:
+        if self._writer.in_transaction:
+            error = sys.exc_info()[1] or InterruptedError("the stream was stopped within a transaction")
+            try:
+                self._storage_transaction.__exit__(type(error), error, error.__traceback__)
+            except Exception as again:
+                if again is not error:
+                    logger.debug("rolling back: %s", again)
+
+    def _is_idle(self) -> bool:
+        return not self._in_transaction and self._end_lsn is None
+
+    def _confirm_when_due(self) -> None:
+        if monotonic() - self._confirmed_at >= STATUS_INTERVAL_S:
+            self._confirm()
+
+    def _confirm(self) -> None:
+        self._connection.confirm(Lsn(self._lsn))
+        self._confirmed_at = monotonic()
+
+
+def _update(table: ReplicatedTable, message: Update) -> Change:
+    new, before = message.new, message.old
+    if before is None:
+        key = table.key_of(new)
+        return Change(table, key, key, new)
+    # The old tuple repeats what the new one leaves out: all of it under FULL, else the identity's columns.
+    new = [old if value is UNCHANGED and old is not None else value for value, old in zip(new, before, strict=True)]
+    return Change(table, table.key_of(before), table.key_of(new), new)

@@ -1,0 +1,123 @@
+"""Source tables: what the catalogue says of them, and what a row's identity is.
+
+A row's key is text: the value of a one-column identity, a JSON list of several, or a hash where either is long.
+Identity columns follow the replica identity, because they are what an UPDATE or DELETE message brings along:
+the primary key (default), an index's columns, and under FULL the primary key again where there is one, else the whole
+row (then equal rows are counted as copies). A table with none of these can only be inserted into.
+https://www.postgresql.org/docs/current/logical-replication-publication.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import orjson
+
+from ..pgoutput.messages import Unchanged
+from ..storage.connections import Connection
+from ..sync_rules.plan import TableName
+
+MAX_KEY_LENGTH = 500  # characters; at most 2000 bytes, which fit an index entry
+HASHED = "sha256:"
+
+# A value can only be stored out of line (and then left out of an UPDATE message) when its row is longer than
+# toast_tuple_target, 2032 bytes by default and 128 at least. No type's binary form is more than eight times as long
+# as its text.
+TOAST_EXPANSION = 8
+DEFAULT_TOAST_TARGET = 2032
+
+KeyValues = Sequence[str | Unchanged | None]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogColumn:
+    """A column as the catalogue has it; `toastable`: its values may be stored out of line."""
+
+    name: str
+    type_oid: int
+    toastable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogTable:
+    """A table as the catalogue has it; generated columns are left out, as pgoutput leaves them out."""
+
+    oid: int
+    name: TableName
+    columns: tuple[CatalogColumn, ...]
+    identity: str  # "key" of key_columns, "row" (the whole row), or "none": rows can only be inserted
+    key_columns: tuple[str, ...]
+    estimated_rows: int
+    toast_target: int
+
+
+CATALOG_TABLES = """
+    SELECT class.oid::bigint, namespace.nspname, class.relname, class.relreplident, class.reltuples::bigint,
+           coalesce((SELECT option_value::int FROM pg_options_to_table(class.reloptions)
+                      WHERE option_name = 'toast_tuple_target'), %(toast_target)s),
+           (SELECT json_agg(json_build_array(attname, atttypid::bigint, attstorage <> 'p') ORDER BY attnum)
+              FROM pg_attribute
+             WHERE attrelid = class.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = ''),
+           (SELECT json_agg(attname ORDER BY ordinality)
+              FROM pg_index, unnest(indkey::int2[]) WITH ORDINALITY AS key (attnum, ordinality)
+              JOIN pg_attribute USING (attnum)
+             WHERE indrelid = class.oid AND attrelid = class.oid AND ordinality <= indnkeyatts AND indisvalid
+               AND CASE class.relreplident WHEN 'i' THEN indisreplident
+                        WHEN 'n' THEN false ELSE indisprimary END)
+      FROM pg_class AS class JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
+     WHERE class.relkind = 'r' AND class.relpersistence = 'p'
+       AND namespace.nspname NOT IN ('pg_catalog', 'information_schema') AND namespace.nspname NOT LIKE 'pg\\_%%'
+     ORDER BY 2, 3
+"""
+
+
+def read_tables(connection: Connection, uses: Callable[[TableName], bool]) -> list[CatalogTable]:
+    """Ordinary tables that the rules use."""
+    rows = connection.execute(CATALOG_TABLES, {"toast_target": DEFAULT_TOAST_TARGET})
+    return [_catalog_table(row) for row in rows if uses(TableName(row[1], row[2]))]
+
+
+def key_function(positions: Sequence[int]) -> Callable[[KeyValues], str]:
+    """The function from a tuple to its row's key; without positions the whole row is the key.
+
+    Runs once a row. Raises TypeError when an identity column is NULL or absent, which Postgres rules out.
+    """
+    if not positions:
+        return lambda values: HASHED + sha256(orjson.dumps(list(values))).hexdigest()
+    if len(positions) == 1:
+        (only,) = positions
+        return lambda values: _bounded(values[only])
+    return lambda values: _bounded(orjson.dumps([values[position] for position in positions]).decode())
+
+
+def large_values(
+    values: Sequence[str | None], toastable: Iterable[tuple[int, str]], toast_target: int
+) -> dict[str, str]:
+    """Texts that a later UPDATE of the row may leave out, by column name; `toastable` lists position and name."""
+    if sum(len(value) for value in values if value) * TOAST_EXPANSION < toast_target:
+        return {}
+    return {name: value for position, name in toastable if (value := values[position])}
+
+
+def _bounded(key: str | Unchanged | None) -> str:
+    if not isinstance(key, str):
+        raise TypeError("a column of the row's identity is missing")
+    if len(key) > MAX_KEY_LENGTH or key.startswith(HASHED):
+        return HASHED + sha256(key.encode()).hexdigest()
+    return key
+
+
+def _catalog_table(row: tuple[Any, ...]) -> CatalogTable:
+    oid, schema, name, identity, estimated_rows, toast_target, columns, key = row
+    return CatalogTable(
+        oid=oid,
+        name=TableName(schema, name),
+        columns=tuple(CatalogColumn(*column) for column in columns or ()),
+        identity="key" if key else "row" if identity == "f" else "none",
+        key_columns=tuple(key or ()),
+        estimated_rows=max(estimated_rows, 0),
+        toast_target=toast_target,
+    )

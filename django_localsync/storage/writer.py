@@ -1,0 +1,307 @@
+"""Writes bucket storage: operations by COPY, row bookkeeping, totals; then publishes them as a checkpoint.
+
+One writer at a time holds the state row's lock and gives out op ids (I1). *Write* makes operations durable without
+showing them; *publish* moves totals, checkpoint and source position at once and announces them (I2, I7). Here one
+transaction holds both; they are two functions because a distributed storage needs a COMMIT between them.
+
+Hot path, so batches of plain tuples: COPY with `write_row` stores 330-440 thousand operations a second where
+executemany reaches 110 and text arrays 35 (2 cores, Postgres 15). Row lists travel as one JSON parameter for the
+same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import LiteralString, NamedTuple
+
+import orjson
+
+from ..buckets.announcement import (
+    CHANNEL,
+    Announcement,
+    BucketTotals,
+    bucket_digest,
+    encode_announcement,
+    lookup_digest,
+)
+from ..buckets.checksum import MODULUS
+from ..buckets.membership import Draft, RowState, decode_state
+from ..buckets.operation import OpKind
+from .connections import Connection
+
+BucketKey = tuple[int, str]
+"""Definition id, parameters as JSON text."""
+
+MAX_CACHED_BUCKETS = 500_000  # about 100 MB
+
+
+class LookupEntry(NamedTuple):
+    """A row of the parameter index."""
+
+    definition: int
+    key: str
+    table: int
+    row_key: str
+    outputs: str
+
+
+@dataclass(slots=True)
+class WriteSet:
+    """What one batch of changes does to storage. Row states are texts made by `encode_state`."""
+
+    drafts: list[Draft] = field(default_factory=list)
+    inserted_rows: list[tuple[int, str, str]] = field(default_factory=list)
+    updated_rows: list[tuple[int, str, str]] = field(default_factory=list)
+    deleted_rows: list[tuple[int, str]] = field(default_factory=list)
+    added_lookups: list[LookupEntry] = field(default_factory=list)
+    removed_lookups: list[LookupEntry] = field(default_factory=list)
+
+
+class StorageWriter:
+    """The replicator's side of bucket storage, over one direct connection in autocommit mode."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._buckets: dict[BucketKey, int] = {}
+        self._run, self._sequence = token_hex(6), 0
+        self.in_transaction = False
+        self._op_id = 0
+        self._totals: dict[int, tuple[int, int, int]] = {}
+        self._created: set[int] = set()
+        self._changed_lookups: set[int] = set()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One storage transaction that holds the lock on op ids; nothing of it stays if the block raises."""
+        try:
+            with self._connection.transaction():
+                self.in_transaction = True
+                self._lock()
+                yield
+        except BaseException:
+            self._buckets.clear()  # ids made in the lost transaction do not exist
+            raise
+        finally:
+            self._forget_transaction()
+
+    # Primary key.
+    LOCK = "SELECT written_op_id FROM localsync_checkpoint WHERE id = 1 FOR UPDATE"
+
+    def _lock(self) -> None:
+        """Take the right to give out op ids until the transaction ends (I1)."""
+        self._op_id = self._one(self.LOCK)[0]
+
+    # Unique index (definition_id, parameters).
+    FIND_BUCKETS = """
+        SELECT bucket.definition_id, bucket.parameters, bucket.id
+          FROM json_to_recordset(%s::json) AS wanted (d bigint, p text)
+          JOIN localsync_bucket AS bucket ON bucket.definition_id = wanted.d AND bucket.parameters = wanted.p
+    """
+    CREATE_BUCKETS = """
+        INSERT INTO localsync_bucket (definition_id, parameters, operations, checksum, last_op_id)
+        SELECT d, p, 0, 0, 0 FROM json_to_recordset(%s::json) AS wanted (d bigint, p text)
+        RETURNING definition_id, parameters, id
+    """
+
+    def bucket_ids(self, keys: Iterable[BucketKey]) -> dict[BucketKey, int]:
+        """Ids of buckets by what they are, made where they did not exist. Answers the whole cache, do not change it."""
+        missing = {key for key in keys if key not in self._buckets}
+        if not missing:
+            return self._buckets
+        if len(self._buckets) + len(missing) > MAX_CACHED_BUCKETS:
+            self._buckets = {}
+            missing = set(keys)
+        self._remember_buckets(self.FIND_BUCKETS, missing)
+        created = {key for key in missing if key not in self._buckets}
+        if created:
+            self._remember_buckets(self.CREATE_BUCKETS, created)
+            self._created.update(bucket_digest(*key) for key in created)
+        return self._buckets
+
+    # Primary key (table_id, key).
+    ROW_STATES = """
+        SELECT row.key, row.state
+          FROM json_array_elements_text(%s::json) AS wanted (key)
+          JOIN localsync_current_row AS row ON row.table_id = %s AND row.key = wanted.key
+    """
+
+    def row_states(self, table: int, keys: Iterable[str]) -> dict[str, RowState]:
+        """What is remembered of these rows; an unknown row is absent."""
+        rows = self._connection.execute(self.ROW_STATES, (_json(list(keys)), table))
+        return {key: decode_state(state) for key, state in rows}
+
+    NEXT_ROWS = """
+        SELECT key, state FROM localsync_current_row WHERE table_id = %s AND key > %s ORDER BY key LIMIT %s
+    """
+
+    def rows_after(self, table: int, key: str, limit: int) -> list[tuple[str, RowState]]:
+        """The next rows of a table in key order, for work that goes through all of them."""
+        rows = self._connection.execute(self.NEXT_ROWS, (table, key, limit))
+        return [(row_key, decode_state(state)) for row_key, state in rows]
+
+    def write(self, changes: WriteSet) -> None:
+        """Make a batch durable with the transaction, unseen: op ids above every checkpoint."""
+        self._copy_operations(changes.drafts)
+        self._store_rows(changes)
+        self._store_lookups(changes)
+
+    # Primary key; fillfactor 50 and no index on totals, so that every update stays on its page.
+    ADD_TOTALS = """
+        UPDATE localsync_bucket AS bucket
+           SET operations = bucket.operations + v.n,
+               checksum = (bucket.checksum + v.c) & 4294967295,
+               last_op_id = v.o
+          FROM json_to_recordset(%s::json) AS v (b bigint, n bigint, c bigint, o bigint)
+         WHERE bucket.id = v.b
+        RETURNING bucket.id, bucket.operations, bucket.checksum, bucket.last_op_id
+    """
+    SAVE_WRITTEN = "UPDATE localsync_checkpoint SET written_op_id = %s WHERE id = 1"
+
+    def save_written(self) -> dict[int, BucketTotals]:
+        """Record what `write` gave out: totals of the buckets and the highest op id. Answers the new totals.
+
+        Only buckets that no reader may see yet are saved without a publish in the same transaction (I2).
+        """
+        deltas = [{"b": bucket, "n": n, "c": c, "o": o} for bucket, (n, c, o) in self._totals.items()]
+        self._totals = {}
+        self._connection.execute(self.SAVE_WRITTEN, (self._op_id,))
+        rows = self._connection.execute(self.ADD_TOTALS, (_json(deltas),)) if deltas else ()
+        return {row[0]: BucketTotals(*row[1:]) for row in rows}
+
+    PUBLISH = "UPDATE localsync_checkpoint SET op_id = written_op_id WHERE id = 1"
+    SOURCE_POSITION = "UPDATE localsync_source SET lsn = %s WHERE id = %s"
+
+    def publish(
+        self, source: int, lsn: int, *, write_checkpoints: Iterable[int] = (), rules_replaced: bool = False
+    ) -> None:
+        """Show everything written in this transaction as a checkpoint at `lsn` of the source, and announce it."""
+        totals = self.save_written()
+        self._connection.execute(self.PUBLISH)
+        self._connection.execute(self.SOURCE_POSITION, (lsn, source))
+        announcement = Announcement(
+            run=self._run,
+            sequence=self._sequence + 1,
+            op_id=self._op_id,
+            buckets=totals,
+            created=frozenset(self._created),
+            lookups=frozenset(self._changed_lookups),
+            write_checkpoints=frozenset(write_checkpoints),
+            rules=rules_replaced,
+        )
+        if announcement.is_news():
+            self._connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, encode_announcement(announcement)))
+            self._sequence += 1
+
+    COPY_OPERATIONS = """
+        COPY localsync_bucket_operation (bucket_id, op_id, kind, checksum, row_type, row_id, subkey, data)
+        FROM STDIN (FORMAT BINARY)
+    """
+
+    def _copy_operations(self, drafts: Sequence[Draft]) -> None:
+        if not drafts:
+            return
+        op_id, totals = self._op_id, self._totals
+        with self._connection.cursor().copy(self.COPY_OPERATIONS) as copy:
+            copy.set_types(["int8", "int8", "int2", "int8", "text", "text", "text", "text"])
+            write_row = copy.write_row
+            for bucket, kind, checksum, row_type, row_id, subkey, data in drafts:
+                op_id += 1
+                write_row((bucket, op_id, kind, checksum, row_type, row_id, subkey, data))
+                count, total, _ = totals.get(bucket, (0, 0, 0))
+                totals[bucket] = (count + 1, (total + checksum) % MODULUS, op_id)
+        self._op_id = op_id
+
+    COPY_ROWS = "COPY localsync_current_row (table_id, key, state) FROM STDIN (FORMAT BINARY)"
+    UPDATE_ROWS = """
+        UPDATE localsync_current_row AS row SET state = v.s
+          FROM json_to_recordset(%s::json) AS v (t bigint, k text, s text)
+         WHERE row.table_id = v.t AND row.key = v.k
+    """
+    DELETE_ROWS = """
+        DELETE FROM localsync_current_row AS row
+         USING json_to_recordset(%s::json) AS v (t bigint, k text)
+         WHERE row.table_id = v.t AND row.key = v.k
+    """
+
+    def _store_rows(self, changes: WriteSet) -> None:
+        if changes.deleted_rows:
+            self._connection.execute(self.DELETE_ROWS, (_json([{"t": t, "k": k} for t, k in changes.deleted_rows]),))
+        if changes.updated_rows:
+            rows = [{"t": t, "k": k, "s": s} for t, k, s in changes.updated_rows]
+            self._connection.execute(self.UPDATE_ROWS, (_json(rows),))
+        if changes.inserted_rows:
+            with self._connection.cursor().copy(self.COPY_ROWS) as copy:
+                copy.set_types(["int8", "text", "text"])
+                for row in changes.inserted_rows:
+                    copy.write_row(row)
+
+    COPY_LOOKUPS = """
+        COPY localsync_parameter_lookup (definition_id, key, table_id, row_key, outputs) FROM STDIN (FORMAT BINARY)
+    """
+    # Index (definition_id, key, table_id, row_key).
+    DELETE_LOOKUPS = """
+        DELETE FROM localsync_parameter_lookup AS entry
+         USING json_to_recordset(%s::json) AS v (d bigint, k text, t bigint, r text, o text)
+         WHERE entry.definition_id = v.d AND entry.key = v.k AND entry.table_id = v.t AND entry.row_key = v.r
+           AND entry.outputs = v.o
+    """
+
+    def _store_lookups(self, changes: WriteSet) -> None:
+        if changes.removed_lookups:
+            gone = [
+                {"d": e.definition, "k": e.key, "t": e.table, "r": e.row_key, "o": e.outputs}
+                for e in changes.removed_lookups
+            ]
+            self._connection.execute(self.DELETE_LOOKUPS, (_json(gone),))
+        if changes.added_lookups:
+            with self._connection.cursor().copy(self.COPY_LOOKUPS) as copy:
+                copy.set_types(["int8", "text", "int8", "text", "text"])
+                for entry in changes.added_lookups:
+                    copy.write_row(entry)
+        for entry in (*changes.removed_lookups, *changes.added_lookups):
+            self._changed_lookups.add(lookup_digest(entry.definition, entry.key))
+
+    # Every bucket of the rule set is read: rows of a table without identity are known by their operations only.
+    LIVE_PUTS = """
+        SELECT bucket_id, row_type, row_id, subkey
+          FROM (SELECT DISTINCT ON (operation.bucket_id, row_type, row_id, subkey) operation.bucket_id, row_type,
+                       row_id, subkey, operation.kind
+                  FROM localsync_bucket_operation AS operation
+                 WHERE operation.bucket_id IN (SELECT id FROM localsync_bucket WHERE definition_id = ANY(%s))
+                   AND operation.subkey LIKE %s
+                 ORDER BY operation.bucket_id, row_type, row_id, subkey, operation.op_id DESC) AS newest
+         WHERE kind = %s
+    """
+
+    def live_rows(self, definitions: Sequence[int], subkey_prefix: str) -> list[tuple[int, str, str, str]]:
+        """Every live row whose subkey begins so: bucket id, row type, row id, subkey. Slow; for TRUNCATE only."""
+        pattern = subkey_prefix.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
+        return self._connection.execute(self.LIVE_PUTS, (list(definitions), pattern, OpKind.PUT.value)).fetchall()
+
+    def lookups_of(self, table: int) -> list[LookupEntry]:
+        """Every entry that a table contributes to the parameter index. Slow; for TRUNCATE only."""
+        query = (
+            "SELECT definition_id, key, table_id, row_key, outputs FROM localsync_parameter_lookup WHERE table_id = %s"
+        )
+        return [LookupEntry(*row) for row in self._connection.execute(query, (table,))]
+
+    def _remember_buckets(self, statement: LiteralString, keys: Iterable[BucketKey]) -> None:
+        wanted = _json([{"d": definition, "p": parameters} for definition, parameters in keys])
+        for definition, parameters, bucket in self._connection.execute(statement, (wanted,)):
+            self._buckets[definition, parameters] = bucket
+
+    def _forget_transaction(self) -> None:
+        self.in_transaction = False
+        self._totals, self._created, self._changed_lookups = {}, set(), set()
+
+    def _one(self, statement: LiteralString) -> tuple[int, ...]:
+        row = self._connection.execute(statement).fetchone()
+        assert row is not None, "prepare_storage makes the checkpoint row"
+        return row
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()
