@@ -6,6 +6,7 @@ of composites is a small tree of PgTypes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Self
@@ -75,7 +76,51 @@ class PgType:
             return cls(name, TypeKind.MULTIRANGE, element=cls.named(range_name))
         return cls(name, delimiter=";" if name == "box" else DEFAULT_DELIMITER)
 
+    @classmethod
+    def unknown(cls, oid: int) -> Self:
+        """A type of which the catalogue no longer tells anything; its values stay texts."""
+        return cls("unknown", schema="", oid=oid)
+
     @property
     def is_built_in(self) -> bool:
         """Whether Postgres brings this type itself, as against one that a user or an extension made."""
         return self.schema == CATALOG_SCHEMA
+
+
+class PgTypeRow(NamedTuple):
+    """What the catalogue says of one type; parts are named by oid (see `replication/types.py` for the query).
+
+    `element` is None for kinds without one; `members` are names and type oids of a composite's attributes.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    element: int | None
+    delimiter: str
+    members: Sequence[tuple[str, int]]
+
+
+def types_from_rows(rows: Iterable[PgTypeRow]) -> dict[int, PgType]:
+    """The types by oid, put together from rows that hold all of their parts, too; a missing part is `unknown`."""
+    by_oid = {row.oid: row for row in rows}
+    types: dict[int, PgType] = {}
+
+    def resolve(oid: int) -> PgType:
+        if oid not in types:
+            types[oid] = build(by_oid[oid]) if oid in by_oid else PgType.unknown(oid)
+        return types[oid]
+
+    def build(row: PgTypeRow) -> PgType:
+        return PgType(
+            name=row.name,
+            kind=TypeKind(row.kind),
+            schema=row.schema,
+            oid=row.oid,
+            element=None if row.element is None else resolve(row.element),
+            members=tuple(Member(name, resolve(oid)) for name, oid in row.members),
+            delimiter=row.delimiter,
+        )
+
+    return {oid: resolve(oid) for oid in by_oid}
