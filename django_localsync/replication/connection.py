@@ -16,7 +16,7 @@ from psycopg import pq, sql
 from ..exceptions import ReplicationError, SlotLost
 from ..pgoutput.frames import encode_status_update
 from ..pgoutput.lsn import Lsn
-from ..storage.connections import connect
+from ..storage.connections import connect_for_rows
 
 MAX_MESSAGES_PER_READ = 10_000  # about 5 MB of small rows: what one read may add to memory
 
@@ -40,7 +40,9 @@ class ReplicationConnection:
     """One walsender connection. `CREATE_REPLICATION_SLOT`'s snapshot lives until the next command on it."""
 
     def __init__(self, alias: str) -> None:
-        self._connection = connect(alias, replication="database", application_name="django_localsync replicator")
+        self._connection = connect_for_rows(
+            alias, replication="database", application_name="django_localsync replicator"
+        )
         self._pgconn = self._connection.pgconn
 
     def fileno(self) -> int:

@@ -20,7 +20,7 @@ from ..conf import Settings, get_settings, read_rules
 from ..exceptions import ConfigurationError, ReplicationError, SlotLost
 from ..pgoutput.lsn import Lsn
 from ..storage import generations
-from ..storage.connections import Connection, connect
+from ..storage.connections import Connection, connect, connect_for_rows
 from ..storage.generations import Generation
 from ..storage.writer import StorageWriter
 from ..sync_rules import canonical_json, compile_rules
@@ -89,7 +89,7 @@ class Replicator:
             self._lead(storage)
             generations.prepare_storage(storage)
             source = self._settings.source
-            with closing(connect(source)) as reader, closing(ReplicationConnection(source)) as replication:
+            with closing(connect_for_rows(source)) as reader, closing(ReplicationConnection(source)) as replication:
                 check_server(reader)
                 self._follow(storage, reader, replication)
 

@@ -41,9 +41,16 @@ def connection_parameters(alias: str) -> dict[str, Any]:
 
 
 def connect(alias: str, **overrides: Any) -> Connection:
-    """Open a direct connection in autocommit mode whose text output is fixed, whatever the role's settings."""
-    parameters = {**connection_parameters(alias), **overrides}
+    """Open a direct connection in autocommit mode."""
+    parameters = {"application_name": "django_localsync", **connection_parameters(alias), **overrides}
+    return psycopg.connect(**parameters, autocommit=True)
+
+
+def connect_for_rows(alias: str, **overrides: Any) -> Connection:
+    """Open a direct connection whose text output is fixed, whatever the settings of role and database.
+
+    Its search_path is empty, so names must be qualified.
+    """
     fixed = " ".join(f"-c {name}={value}" for name, value in TEXT_FORMAT.items())
-    options = " ".join(filter(None, [parameters.pop("options", None), fixed]))
-    application = parameters.pop("application_name", "django_localsync")
-    return psycopg.connect(**parameters, options=options, application_name=application, autocommit=True)
+    options = " ".join(filter(None, [connection_parameters(alias).get("options"), fixed]))
+    return connect(alias, **overrides, options=options)

@@ -67,7 +67,7 @@ def prepare_storage(connection: Connection) -> None:
     A restored or failed-over storage server has another system identifier or timeline; devices may then be ahead of
     it, so every bucket gets a new name and no name ever has two histories.
     """
-    if connection.execute("SELECT to_regclass('public.localsync_checkpoint')").fetchone() == (None,):
+    if connection.execute("SELECT to_regclass('localsync_checkpoint')").fetchone() == (None,):
         raise ConfigurationError("the tables of django_localsync do not exist; run: manage.py migrate")
     connection.execute(
         """
