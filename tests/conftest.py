@@ -18,8 +18,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from example_project.database_url import parse_url
 from example_project.postgres import EmbeddedPostgres
-from tests.databases import parse_url, temporary_database
+from tests.databases import temporary_database
 from tests.settings import DATABASES, URL_VARIABLE
 
 ROOT = Path(__file__).parent.parent
@@ -83,9 +84,9 @@ def server_url() -> str:
 def migrated_database(server_url: str) -> Iterator[str]:
     """The name of a database with the example project's tables, to make others from."""
     with temporary_database(server_url) as url:
-        command = [sys.executable, "-m", "example_project.manage", "migrate", "--verbosity=0"]
-        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"DATABASE_URL": url})
-        yield parse_url(url)["NAME"]
+        environment = os.environ | {"DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": "example_project.settings"}
+        subprocess.run([sys.executable, "manage.py", "migrate", "--verbosity=0"], check=True, cwd=ROOT, env=environment)
+        yield str(parse_url(url)["NAME"])
 
 
 @pytest.fixture

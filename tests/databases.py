@@ -6,29 +6,13 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import quote, unquote, urlsplit
 
 import psycopg
 from psycopg import sql
 
+from example_project.database_url import with_database
+
 DROP_TIMEOUT_S = 20.0
-
-
-def parse_url(url: str) -> dict[str, str]:
-    """The keys of Django's DATABASES that a URL postgresql://user:password@host:port/name gives."""
-    parts = urlsplit(url)
-    return {
-        "NAME": unquote(parts.path.lstrip("/")) or "postgres",
-        "USER": unquote(parts.username or ""),
-        "PASSWORD": unquote(parts.password or ""),
-        "HOST": unquote(parts.hostname or ""),
-        "PORT": str(parts.port or ""),
-    }
-
-
-def with_database(url: str, name: str) -> str:
-    """The URL of another database on the same server."""
-    return urlsplit(url)._replace(path=f"/{quote(name)}").geturl()
 
 
 @contextmanager

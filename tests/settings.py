@@ -2,7 +2,7 @@
 
 import os
 
-from tests.databases import parse_url
+from example_project.database_url import parse_url
 
 URL_VARIABLE = "LOCALSYNC_TEST_DATABASE_URL"
 
@@ -18,9 +18,4 @@ INSTALLED_APPS = [
     "channels",
     "django_localsync",
 ]
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.postgresql",
-        **parse_url(os.environ.get(URL_VARIABLE, "postgresql://postgres@127.0.0.1:5432/postgres")),
-    }
-}
+DATABASES = {"default": parse_url(os.environ.get(URL_VARIABLE, "postgresql://postgres@127.0.0.1:5432/postgres"))}
