@@ -171,7 +171,9 @@ def decode_message(payload: bytes) -> Message:
     """Decode the payload of one XLogData. Raises ProtocolError, with tag and offset, for anything malformed."""
     try:
         message, end = _DECODERS[payload[0]](payload + _PADDING)
-    except (LookupError, struct.error, ValueError) as error:
+    except KeyError:
+        raise ProtocolError(f"unknown pgoutput message {payload[:1]!r} at offset 0") from None
+    except (IndexError, struct.error, ValueError) as error:
         raise ProtocolError(f"malformed pgoutput message {payload[:1]!r} of {len(payload)} bytes: {error!r}") from None
     if end != len(payload):
         raise ProtocolError(f"pgoutput message {payload[:1]!r} has {len(payload)} bytes instead of {end}")
