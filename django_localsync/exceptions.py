@@ -7,6 +7,7 @@
     ├── RequestError            a client's request is refused; carries HTTP status and PSYNC code
     │   ├── AuthError           401: the token is absent, malformed, expired or not acceptable
     │   └── LimitExceeded       a client asks for more than the limits allow
+    ├── OperationRejected       an uploaded operation is refused for good; carries a code and field errors
     ├── EvaluationError         one row cannot be evaluated; the row is left out and reported
     └── ReplicationError        the replicator cannot go on as it is
         └── SlotLost            the slot cannot serve the position we need
@@ -96,6 +97,18 @@ class LimitExceeded(RequestError):
     """The client asks for more buckets, bytes or connections than the limits allow."""
 
     code = "PSYNC_S2305"
+
+
+class OperationRejected(LocalSyncError):
+    """An uploaded operation is refused for good: an answer to the device, not a failure.
+
+    Raised by upload tables and by a project's own hooks. `code` is stable and sent to the device; `errors` is a
+    message, a list of messages, or field → messages.
+    """
+
+    def __init__(self, code: str, errors: object) -> None:
+        self.code, self.errors = code, errors
+        super().__init__(f"{code}: {errors}")
 
 
 class EvaluationError(LocalSyncError):

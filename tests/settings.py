@@ -17,5 +17,11 @@ INSTALLED_APPS = [
     "rest_framework",
     "channels",
     "django_localsync",
+    "tests.testapp",
 ]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+ROOT_URLCONF = "tests.urls"
 DATABASES = {"default": parse_url(os.environ.get(URL_VARIABLE, "postgresql://postgres@127.0.0.1:5432/postgres"))}

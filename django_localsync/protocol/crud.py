@@ -133,12 +133,12 @@ def encode_upload(request: UploadRequest) -> bytes:
 
 def encode_answer(results: Iterable[TransactionResult]) -> bytes:
     """The body of the answer to an upload."""
-    return orjson.dumps({"data": {"transactions": [_result_document(result) for result in results]}})
+    return _dumps({"data": {"transactions": [_result_document(result) for result in results]}})
 
 
 def encode_result(result: TransactionResult) -> str:
     """One transaction's part of the answer as JSON text, as the journal keeps it."""
-    return orjson.dumps(_result_document(result)).decode()
+    return _dumps(_result_document(result)).decode()
 
 
 def parse_result(text: bytes | str) -> TransactionResult:
@@ -152,6 +152,11 @@ def parse_answer(body: bytes | str) -> tuple[TransactionResult, ...]:
         return tuple(_result(item) for item in _decode(body)["data"]["transactions"])
     except (KeyError, TypeError):
         raise ProtocolError("the answer to an upload lacks data.transactions") from None
+
+
+def _dumps(document: Any) -> bytes:
+    # Errors of a list's items are numbered.
+    return orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS)
 
 
 def _loads(body: bytes) -> Any:
