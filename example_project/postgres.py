@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import IO, Self
@@ -85,7 +86,7 @@ class EmbeddedPostgres:
         if not self.cluster.exists():
             self._make_cluster()
         for _ in range(PORT_ATTEMPTS):
-            url = self._launch(_free_port())
+            url = self._launch(free_port())
             if url is not None:
                 return url
         raise PostgresError(f"no port on 127.0.0.1 stayed free long enough; see {self.log}")
@@ -208,7 +209,7 @@ class EmbeddedPostgres:
             cwd=self.folder,
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"},
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=partial(end_with_parent, signal.SIGINT),
             user=account.pw_uid if account else None,
             group=account.pw_gid if account else None,
             extra_groups=[] if account else None,
@@ -218,6 +219,22 @@ class EmbeddedPostgres:
 def is_reachable_by_all(folder: Path) -> bool:
     """Whether any user may enter `folder`, so that `nobody` may run a server below it."""
     return all(parent.stat().st_mode & 0o001 for parent in [folder.resolve(), *folder.resolve().parents])
+
+
+def end_with_parent(ending: signal.Signals) -> None:
+    """For a child before it runs its program: have the kernel send it `ending` when the parent dies, even by kill -9.
+
+    Linux alone can do this (prctl's PR_SET_PDEATHSIG); elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(ending), 0, 0, 0)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on, for now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _installed_binaries() -> Path:
@@ -233,12 +250,6 @@ def _open_to_all(folder: Path) -> None:
         if not path.is_symlink():
             mode = path.stat().st_mode
             path.chmod(mode | (0o555 if mode & 0o100 else 0o444))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(url: str) -> bool:
@@ -273,8 +284,3 @@ def _works_in(process_id: int, folder: Path) -> bool:
         return Path(f"/proc/{process_id}/cwd").readlink() == folder
     except OSError:
         return not Path("/proc/self/cwd").exists()
-
-
-def _end_with_parent() -> None:
-    """Have the kernel ask this process for a fast shutdown when its parent dies (Linux: prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, int(signal.SIGINT), 0, 0, 0)
