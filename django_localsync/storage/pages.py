@@ -1,0 +1,77 @@
+"""Data lines, made once for all streams of a process.
+
+The line of a bucket between two op ids is the same bytes for every client, so a thousand streams on one bucket cost
+one read and one encoding: requests for a line that is being made wait for it, and recent lines are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import NamedTuple
+
+from ..buckets.operation import OpId
+from ..protocol.lines import encode_bucket_data
+from ..protocol.session import PageRead
+from .reader import StorageReader
+
+MAX_KEPT_BYTES = 32 << 20
+ENTRY_BYTES = 500  # what a kept page costs beside its line
+
+
+class PageKey(NamedTuple):
+    """A data line: a bucket's operations after the first and through the second op id, or the first page of them."""
+
+    bucket_id: int
+    bucket: str
+    after: OpId
+    through: OpId
+    raw_data: bool
+
+
+class Pages:
+    """A cache of data lines over a reader."""
+
+    def __init__(self, reader: StorageReader, max_kept_bytes: int = MAX_KEPT_BYTES) -> None:
+        self._reader = reader
+        self._max_kept_bytes, self._kept_bytes = max_kept_bytes, 0
+        self._kept: OrderedDict[PageKey, PageRead] = OrderedDict()
+        self._reading: dict[PageKey, asyncio.Task[PageRead]] = {}
+
+    def find(self, key: PageKey) -> PageRead | None:
+        """The page, if it is kept."""
+        page = self._kept.get(key)
+        if page is not None:
+            self._kept.move_to_end(key)
+        return page
+
+    def read(self, key: PageKey) -> asyncio.Task[PageRead]:
+        """The one task that reads this page. Shield it: others may wait for it too."""
+        task = self._reading.get(key)
+        if task is None:
+            task = self._reading[key] = asyncio.create_task(self._read(key))
+        return task
+
+    async def _read(self, key: PageKey) -> PageRead:
+        try:
+            operations = await self._reader.read_page(key.bucket_id, key.after, key.through)
+            next_after = OpId(operations[-1][0]) if operations else key.through
+            has_more = next_after < key.through
+            line = encode_bucket_data(key.bucket, key.after, operations, has_more, raw_data=key.raw_data)
+            page = PageRead(line, len(operations), next_after, has_more)
+            self._keep(key, page)
+            return page
+        finally:
+            del self._reading[key]
+
+    def _keep(self, key: PageKey, page: PageRead) -> None:
+        """Keep a page, and forget those that were not asked for the longest."""
+        self._kept[key] = page
+        self._kept_bytes += _weight(page)
+        while self._kept_bytes > self._max_kept_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_bytes -= _weight(oldest)
+
+
+def _weight(page: PageRead) -> int:
+    return len(page.line) + ENTRY_BYTES

@@ -1,0 +1,311 @@
+"""Reads bucket storage for sync streams: a client's checkpoint, and pages of a bucket's operations.
+
+A checkpoint is everything a client may have: it is read in one snapshot (I2, I5), in one round trip plus one for each
+lookup stage of the rules, through an async pool of connections made from the Django alias's own parameters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+from django.db import connections
+from psycopg import AsyncConnection, IsolationLevel, OperationalError
+from psycopg.errors import UndefinedTable
+from psycopg_pool import AsyncConnectionPool
+
+from ..buckets.announcement import BucketTotals, bucket_digest, lookup_digest, write_checkpoint_digest
+from ..buckets.operation import OpId
+from ..exceptions import LimitExceeded, RequestError
+from ..protocol.lines import StoredOperation, StreamInfo
+from ..protocol.session import ServedBucket, ServedCheckpoint
+from ..sync_rules.plan import LookupKey, LookupResults, Plan, RequestParameters, Resolution
+from .notifications import Interests
+
+POOL_TIMEOUT_S = 5.0
+PAGE_OPERATIONS = 1000
+PAGE_BYTES = 1 << 20  # of row data; a page ends with the operation that reaches it
+
+NO_TOTALS = BucketTotals(0, 0, 0)
+
+Connection = AsyncConnection[tuple[Any, ...]]
+PlanFor = Callable[[str], Plan]
+"""Compiles the text of a rule set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Whose checkpoint is read: the user and device a write checkpoint is for, and what the rules may ask."""
+
+    user_key: str
+    client_id: str
+    parameters: RequestParameters
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRules:
+    """The active rule set: its compiled plan, and the ids its bucket and lookup sources have in storage."""
+
+    id: int
+    plan: Plan
+    bucket_definitions: tuple[int, ...]
+    lookup_definitions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A client's checkpoint, and what must change in storage for another one to be read."""
+
+    checkpoint: ServedCheckpoint
+    interests: Interests
+
+
+class StorageReader:
+    """Reads the bucket storage of one Django alias, in one event loop.
+
+    Every method raises psycopg's OperationalError while the database cannot be reached.
+    """
+
+    def __init__(self, alias: str, *, plan_for: PlanFor, pool_size: int, max_buckets: int) -> None:
+        self._plan_for, self._max_buckets = plan_for, max_buckets
+        self._pool = AsyncConnectionPool[Connection](
+            kwargs=_pool_parameters(alias),
+            min_size=1,
+            max_size=max(1, pool_size),
+            timeout=POOL_TIMEOUT_S,
+            configure=_configure,
+            open=False,
+        )
+        self._rules: ServedRules | None = None
+        self._loading = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Begin to make connections."""
+        await self._pool.open()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._pool.close()
+
+    async def read_checkpoint(self, client: Client) -> Reading:
+        """What the client may have at the newest checkpoint.
+
+        Raises LimitExceeded (500 PSYNC_S2305) for too many buckets or parameter results and RequestError
+        (500 PSYNC_S2302) when no rules are active.
+        """
+        try:
+            return await self._read_checkpoint(client)
+        except OperationalError:
+            await self._pool.check()  # the server may have been restarted since; see whether it is back
+            return await self._read_checkpoint(client)
+
+    async def _read_checkpoint(self, client: Client) -> Reading:
+        while True:
+            rules = self._rules or await self._load_rules()
+            reading = await self._read(rules, client)
+            if reading is not None:
+                return reading
+            if self._rules is rules:
+                self._rules = None  # another rule set has become active
+
+    # Primary keys, and the unique index on state.
+    HEAD = """
+        SELECT checkpoint.op_id, checkpoint.incarnation
+          FROM localsync_checkpoint AS checkpoint
+          JOIN localsync_rule_set AS rule_set ON rule_set.id = %s AND rule_set.state = 'active'
+    """
+    # Primary key (user_key, client_id). I7: every source has passed the position that the receipt stands for.
+    WRITE_CHECKPOINT = """
+        SELECT receipt.number
+          FROM localsync_write_checkpoint AS receipt
+         WHERE receipt.user_key = %s AND receipt.client_id = %s
+           AND NOT EXISTS (SELECT FROM jsonb_each_text(receipt.positions) AS position (alias, lsn)
+                             JOIN localsync_source AS source
+                               ON source.rule_set_id = %s AND source.alias = position.alias
+                            WHERE source.lsn < position.lsn::bigint)
+    """
+
+    async def _read(self, rules: ServedRules, client: Client) -> Reading | None:
+        """One snapshot; None when these rules are not the active ones (any more)."""
+        async with self._pool.connection() as connection, connection.pipeline(), connection.transaction():
+            head = await connection.execute(self.HEAD, [rules.id])
+            receipt = await connection.execute(self.WRITE_CHECKPOINT, [client.user_key, client.client_id, rules.id])
+            resolution = await self._resolve(connection, rules, client.parameters)
+            if len(resolution.buckets) > self._max_buckets:
+                raise _too_many("buckets", len(resolution.buckets), self._max_buckets)
+            totals = await self._read_totals(connection, rules, resolution)
+            state, number = await head.fetchone(), await receipt.fetchone()
+        if state is None:
+            return None
+        op_id, incarnation = state
+        buckets = _name_buckets(rules, incarnation, resolution, totals)
+        write_checkpoint = number[0] if number else None
+        checkpoint = ServedCheckpoint(rules.id, OpId(op_id), buckets, _describe_streams(resolution), write_checkpoint)
+        return Reading(checkpoint, _find_interests(rules, client, resolution, totals))
+
+    async def _resolve(self, connection: Connection, rules: ServedRules, request: RequestParameters) -> Resolution:
+        resolving = rules.plan.resolve(request)
+        results = 0
+        try:
+            keys = next(resolving)
+            while True:
+                found = await self._look_up(connection, rules, keys)
+                results += sum(map(len, found.values()))
+                if results > self._max_buckets:
+                    raise _too_many("results of parameter queries", results, self._max_buckets)
+                keys = resolving.send(found)
+        except StopIteration as done:
+            return cast(Resolution, done.value)
+
+    # Index (definition_id, key, …).
+    LOOK_UP = """
+        SELECT wanted.n, lookup.outputs
+          FROM json_to_recordset(%s::json) AS wanted (n integer, d bigint, k text)
+          JOIN localsync_parameter_lookup AS lookup ON lookup.definition_id = wanted.d AND lookup.key = wanted.k
+         LIMIT %s
+    """
+
+    async def _look_up(self, connection: Connection, rules: ServedRules, keys: Sequence[LookupKey]) -> LookupResults:
+        found: dict[LookupKey, list[str]] = {}
+        if not keys:
+            return found
+        wanted = [{"n": n, "d": rules.lookup_definitions[source], "k": key} for n, (source, key) in enumerate(keys)]
+        cursor = await connection.execute(self.LOOK_UP, [_json(wanted), self._max_buckets + 1])
+        for number, outputs in await cursor.fetchall():
+            found.setdefault(keys[number], []).append(outputs)
+        return found
+
+    # Unique index (definition_id, parameters).
+    TOTALS = """
+        SELECT wanted.n, bucket.id, bucket.operations, bucket.checksum, bucket.last_op_id
+          FROM json_to_recordset(%s::json) AS wanted (n integer, d bigint, p text)
+          JOIN localsync_bucket AS bucket ON bucket.definition_id = wanted.d AND bucket.parameters = wanted.p
+    """
+
+    async def _read_totals(
+        self, connection: Connection, rules: ServedRules, resolution: Resolution
+    ) -> dict[int, tuple[int, BucketTotals]]:
+        """Bucket ids and totals by index into `resolution.buckets`; a bucket that storage has not is absent."""
+        if not resolution.buckets:
+            return {}
+        wanted = [
+            {"n": number, "d": rules.bucket_definitions[bucket.source], "p": bucket.parameters}
+            for number, bucket in enumerate(resolution.buckets)
+        ]
+        cursor = await connection.execute(self.TOTALS, [_json(wanted)])
+        return {number: (id_, BucketTotals(*totals)) for number, id_, *totals in await cursor.fetchall()}
+
+    RULES = "SELECT id, rules FROM localsync_rule_set WHERE state = 'active'"
+    DEFINITIONS = "SELECT kind, identity, id FROM localsync_definition WHERE rule_set_id = %s"
+
+    async def _load_rules(self) -> ServedRules:
+        async with self._loading:
+            if self._rules is None:
+                self._rules = await self._read_rules()
+            return self._rules
+
+    async def _read_rules(self) -> ServedRules:
+        try:
+            async with self._pool.connection() as connection, connection.transaction():
+                active = await (await connection.execute(self.RULES)).fetchone()
+                if active is None:
+                    raise _not_served("no sync rules are active yet; run `manage.py run_replicator`")
+                definitions = await (await connection.execute(self.DEFINITIONS, [active[0]])).fetchall()
+        except UndefinedTable:
+            raise _not_served("bucket storage has no tables yet; run `manage.py migrate`") from None
+        plan = await asyncio.to_thread(self._plan_for, active[1])
+        ids = {(kind, identity): id_ for kind, identity, id_ in definitions}
+        try:
+            buckets = tuple(ids["bucket", source.identity] for source in plan.bucket_sources)
+            lookups = tuple(ids["lookup", source.identity] for source in plan.lookup_sources)
+        except KeyError:
+            raise _not_served("the active rules mean something else to this version; run one version") from None
+        return ServedRules(active[0], plan, buckets, lookups)
+
+    # Primary key (bucket_id, op_id). The length of a value is known without reading it (TOAST).
+    PAGE = """
+        SELECT op_id, kind, checksum, row_type, row_id, subkey, data
+          FROM (SELECT op_id, kind, checksum, row_type, row_id, subkey, data,
+                       sum(octet_length(data)) OVER (ORDER BY op_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+                       AS bytes_before
+                  FROM localsync_bucket_operation
+                 WHERE bucket_id = %s AND op_id > %s AND op_id <= %s
+                 ORDER BY op_id
+                 LIMIT %s) AS page
+         WHERE coalesce(bytes_before, 0) < %s
+         ORDER BY op_id
+    """
+
+    async def read_page(self, bucket_id: int, after: OpId, through: OpId) -> Sequence[StoredOperation]:
+        """A bucket's operations with after < op id ≤ through in ascending order, at most a page of them."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(self.PAGE, [bucket_id, after, through, PAGE_OPERATIONS, PAGE_BYTES])
+            return cast("list[StoredOperation]", await cursor.fetchall())
+
+
+def _pool_parameters(alias: str) -> dict[str, Any]:
+    parameters = dict(connections[alias].get_connection_params())
+    for synchronous in ("cursor_factory", "context"):
+        parameters.pop(synchronous, None)
+    return {"application_name": "django_localsync", **parameters, "autocommit": True}
+
+
+async def _configure(connection: Connection) -> None:
+    """Make transactions read one snapshot."""
+    await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+    await connection.set_read_only(True)
+
+
+def _name_buckets(
+    rules: ServedRules, incarnation: str, resolution: Resolution, totals: Mapping[int, tuple[int, BucketTotals]]
+) -> dict[str, ServedBucket]:
+    buckets = {}
+    for number, bucket in enumerate(resolution.buckets):
+        source, definition = rules.plan.bucket_sources[bucket.source], rules.bucket_definitions[bucket.source]
+        name = f"{incarnation}.{definition}#{source.name}{bucket.parameters}"
+        id_, known = totals.get(number, (None, NO_TOTALS))
+        buckets[name] = ServedBucket(id_, known, bucket.priority, bucket.reasons)
+    return buckets
+
+
+def _describe_streams(resolution: Resolution) -> tuple[StreamInfo, ...]:
+    return tuple(
+        StreamInfo(
+            stream.name, stream.is_default, tuple((error.subscription, error.message) for error in stream.errors)
+        )
+        for stream in resolution.streams
+    )
+
+
+def _find_interests(
+    rules: ServedRules, client: Client, resolution: Resolution, totals: Mapping[int, tuple[int, BucketTotals]]
+) -> Interests:
+    return Interests(
+        buckets=frozenset(id_ for id_, _ in totals.values()),
+        created=frozenset(
+            bucket_digest(rules.bucket_definitions[bucket.source], bucket.parameters)
+            for number, bucket in enumerate(resolution.buckets)
+            if number not in totals
+        ),
+        lookups=frozenset(
+            lookup_digest(rules.lookup_definitions[lookup.source], lookup.key) for lookup in resolution.lookups
+        ),
+        write_checkpoint=write_checkpoint_digest(client.user_key, client.client_id),
+    )
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _too_many(what: str, found: int, most: int) -> LimitExceeded:
+    return LimitExceeded(
+        f"too many {what}: {found} (at most {most}); narrow the rules or subscribe to less", status=500
+    )
+
+
+def _not_served(description: str) -> RequestError:
+    return RequestError(description, status=500, code="PSYNC_S2302")

@@ -1,0 +1,267 @@
+"""Runs sync streams: performs what a StreamSession asks for, whatever the transport.
+
+Each event loop has one `StreamServer`, made with its first stream: a reader, the announcements, the shared data lines
+and the streams that are open. HTTP and WebSocket consumers hand it requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from threading import current_thread, main_thread
+from types import FrameType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import psycopg
+
+from .buckets.announcement import BucketTotals
+from .buckets.operation import OpId
+from .conf import get_settings
+from .exceptions import RequestError
+from .protocol.requests import StreamRequest
+from .protocol.session import (
+    Action,
+    CheckpointOutdated,
+    CheckpointRead,
+    End,
+    EndRequested,
+    Event,
+    PageRead,
+    ReadCheckpoint,
+    ReadPage,
+    SendLine,
+    ServedCheckpoint,
+    StreamSession,
+    TimePassed,
+    TotalsAnnounced,
+    Wait,
+)
+from .storage.notifications import Notifications
+from .storage.pages import PageKey, Pages
+from .storage.reader import Client, StorageReader
+from .sync_rules.plan import Plan, RequestParameters, Subscription
+
+SEND_BYTES = 64 << 10  # lines are gathered up to this size: a send costs more than a line
+STALL_TIMEOUT_S = 60.0  # a client that takes nothing for so long is cut off
+
+Send = Callable[[bytes], Awaitable[None]]
+"""Sends bytes that hold whole lines; waits while the transport is full."""
+
+
+class StreamServer:
+    """Everything that the streams of one event loop share."""
+
+    def __init__(self, reader: StorageReader, notifications: Notifications) -> None:
+        self.reader, self.notifications, self.pages = reader, notifications, Pages(reader)
+        self.streams: set[Stream] = set()
+        self.stopping = False
+
+    async def start(self) -> None:
+        """Connect to storage. Raises RequestError (503) when it cannot be reached or the server stops."""
+        if self.stopping:
+            raise RequestError("the server is stopping; try again", status=503, code="PSYNC_S2003")
+        await self.reader.open()
+        await self.notifications.start()
+
+    def stop(self) -> None:
+        """End every stream normally; clients reconnect to whoever serves then."""
+        self.stopping = True
+        for stream in self.streams:
+            stream.end()
+
+
+def get_stream_server() -> StreamServer:
+    """The running event loop's server; SIGTERM and SIGINT will end its streams.
+
+    A signal handler, because servers wait for open responses before they tell an application (ASGI lifespan) that
+    they stop.
+    """
+    loop = asyncio.get_running_loop()
+    server = _servers.get(loop)
+    if server is None:
+        settings = get_settings()
+        reader = StorageReader(
+            settings.storage,
+            plan_for=compile_plan,
+            pool_size=settings.stream_pool_size,
+            max_buckets=settings.max_buckets,
+        )
+        server = _servers[loop] = StreamServer(reader, Notifications(settings.storage))
+        _stop_on_signals()
+    return server
+
+
+_servers: WeakKeyDictionary[asyncio.AbstractEventLoop, StreamServer] = WeakKeyDictionary()
+_previous_handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+
+def _stop_on_signals() -> None:
+    """Put our handler before the server's own; where there is none, or in another thread, nothing is done."""
+    for number in (signal.SIGTERM, signal.SIGINT) if current_thread() is main_thread() else ():
+        previous = signal.getsignal(number)
+        if callable(previous) and previous is not _handle_signal:
+            _previous_handlers[number] = previous
+            signal.signal(number, _handle_signal)
+
+
+def _handle_signal(number: int, frame: FrameType | None) -> None:
+    for loop, server in list(_servers.items()):
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(server.stop)
+    _previous_handlers[number](number, frame)
+
+
+def compile_plan(rules: str) -> Plan:
+    """The plan of a stored rule set."""
+    from .sync_rules import compile_rules
+
+    return compile_rules(rules).plan
+
+
+class Stream:
+    """One client's open stream (a Listener): keeps the news that its session does not accept yet."""
+
+    def __init__(
+        self, server: StreamServer, request: StreamRequest, *, claims: dict[str, Any], user_key: str, expires_at: float
+    ) -> None:
+        """`expires_at` is when the token expires, in seconds since the epoch."""
+        self._server, self._raw_data = server, request.raw_data
+        self._client = Client(user_key, request.client_id, _request_parameters(request, claims))
+        self._loop = asyncio.get_running_loop()
+        now = self._loop.time()
+        self._session = StreamSession(
+            request.positions,
+            now=now,
+            expires_at=now + expires_at - time.time(),
+            # Streams that began together shall not send together for ever.
+            keepalive_interval_s=get_settings().keepalive_interval_s * random.uniform(0.9, 1.1),
+        )
+        self._lines: list[bytes] = []
+        self._gathered_bytes = 0
+        self._outdated = self._ending = False
+        self._totals: dict[int, BucketTotals] = {}
+        self._totals_op_id = 0
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def run(self, send: Send) -> None:
+        """Serve until the stream ends.
+
+        Raises RequestError (nothing was sent if it is the first read that fails) and TimeoutError for a client that
+        takes nothing.
+        """
+        try:
+            await self._server.start()
+            self._server.streams.add(self)
+            actions = self._session.start(self._loop.time())
+            while (event := await self._perform(actions, send)) is not None:
+                actions = self._session.handle(event, self._loop.time())
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            raise RequestError("storage cannot be reached; try again", status=503, code="PSYNC_S2003") from None
+        finally:
+            self._server.notifications.unsubscribe(self)
+            self._server.streams.discard(self)
+
+    def announce_totals(self, op_id: int, bucket_id: int, totals: BucketTotals) -> None:
+        """See Listener."""
+        self._totals[bucket_id], self._totals_op_id = totals, op_id
+        self._wake()
+
+    def announce_outdated(self) -> None:
+        """See Listener."""
+        self._outdated = True
+        self._wake()
+
+    def end(self) -> None:
+        """Let the stream end normally."""
+        self._ending = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _perform(self, actions: list[Action], send: Send) -> Event | None:
+        """Send the lines and perform the last action, unless something more urgent happened; None: it was the end."""
+        *lines, action = actions
+        for line in lines:
+            if isinstance(line, SendLine):
+                self._lines.append(line.line)
+                self._gathered_bytes += len(line.line)
+        event = None if isinstance(action, End) else self._take_urgent_event()
+        if event is None:
+            match action:
+                case ReadPage():
+                    return await self._read_page(action, send)
+                case ReadCheckpoint():
+                    await self._flush(send)
+                    return CheckpointRead(await self._read_checkpoint())
+                case Wait():
+                    await self._flush(send)
+                    return await self._wait()
+                case End():
+                    await self._flush(send)
+        return event
+
+    def _take_urgent_event(self) -> Event | None:
+        if self._ending:
+            return EndRequested()
+        if self._session.accepts_news and self._outdated:
+            return CheckpointOutdated()  # the read that follows forgets the news
+        if self._session.accepts_news and self._totals:
+            totals, self._totals = self._totals, {}
+            return TotalsAnnounced(OpId(self._totals_op_id), totals)
+        return TimePassed() if self._loop.time() >= self._session.wake_at else None
+
+    async def _read_page(self, action: ReadPage, send: Send) -> PageRead:
+        pages = self._server.pages
+        key = PageKey(action.bucket_id, action.bucket, action.after, action.through, self._raw_data)
+        page = pages.find(key)
+        reading = None if page is not None else pages.read(key)
+        if self._gathered_bytes >= SEND_BYTES:
+            await self._flush(send)  # the read goes on meanwhile
+        if page is not None:
+            return page
+        assert reading is not None
+        return await asyncio.shield(reading)
+
+    async def _read_checkpoint(self) -> ServedCheckpoint:
+        notifications = self._server.notifications
+        mark = notifications.mark()
+        reading = await self._server.reader.read_checkpoint(self._client)
+        self._outdated, self._totals = False, {}  # what came meanwhile comes again if it still concerns this stream
+        notifications.subscribe(self, reading.interests, mark)
+        return reading.checkpoint
+
+    async def _wait(self) -> Event:
+        while (event := self._take_urgent_event()) is None:
+            self._waiter = self._loop.create_future()
+            alarm = self._loop.call_at(self._session.wake_at, self._wake)
+            try:
+                await self._waiter
+            finally:
+                alarm.cancel()
+                self._waiter = None
+        return event
+
+    async def _flush(self, send: Send) -> None:
+        if not self._lines:
+            return
+        lines, self._lines, self._gathered_bytes = self._lines, [], 0
+        async with asyncio.timeout(STALL_TIMEOUT_S):
+            await send(b"".join(lines))
+
+
+def _request_parameters(request: StreamRequest, claims: dict[str, Any]) -> RequestParameters:
+    return RequestParameters(
+        claims=claims,
+        connection=request.parameters,
+        subscriptions=tuple(
+            Subscription(item.stream, item.parameters, item.override_priority) for item in request.subscriptions
+        ),
+        include_defaults=request.include_defaults,
+    )
