@@ -15,7 +15,7 @@ def test_vector(vector):
 
 @pytest.mark.parametrize("text", ["", "16", "/", "16/", "/16", "123456789/0", "0/123456789", "g/0", "0/0/0"])
 def test_other_text_is_refused(text):
-    with pytest.raises(ValueError, match="LSN|invalid literal"):
+    with pytest.raises(ValueError, match=r"LSN|invalid literal"):
         Lsn.parse(text)
 
 
