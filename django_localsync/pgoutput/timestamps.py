@@ -28,9 +28,15 @@ def as_printed(text: str) -> str:
 def iso8601_style(digits: int) -> Style:
     """`T` between date and time, always `digits` (0 … 6) digits of a second's fraction."""
 
+    absent = "." + "0" * digits if digits else ""
+
     def style(text: str) -> str:
-        whole, _, fraction = text.replace(" ", "T").partition(".")
-        return f"{whole}.{fraction:0<6}"[: len(whole) + 1 + digits] if digits else whole
+        text = text.replace(" ", "T")
+        point = text.find(".")
+        if point < 0:
+            return text + absent
+        end = point + len(absent)
+        return text[:end].ljust(end, "0")
 
     return style
 
