@@ -1,0 +1,14 @@
+"""Addresses of the plain HTTP endpoints, to be included under a prefix; streams are in routing.py."""
+
+from django.urls import path, re_path
+
+from . import views
+
+app_name = "localsync"
+
+urlpatterns = [
+    path("upload", views.UploadView.as_view(), name="upload"),
+    path("write-checkpoint2.json", views.WriteCheckpointView.as_view(), name="write-checkpoint"),
+    path("token", views.TokenView.as_view(), name="token"),
+    re_path("", views.no_such_path),
+]

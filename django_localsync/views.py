@@ -1,0 +1,229 @@
+"""The plain HTTP endpoints: uploads, write checkpoints and tokens.
+
+Errors have PowerSync's shape (protocol/errors.py), whatever raised them, and never show internals. Views that take a
+bearer token answer any origin; the token view, which trusts a session, answers none but its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+from django.contrib.auth import SESSION_KEY
+from django.core.exceptions import PermissionDenied
+from django.db import connections, transaction
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
+from django.utils.module_loading import import_string
+from django.views.decorators.csrf import csrf_exempt
+from rest_framework import exceptions as drf
+from rest_framework.permissions import BasePermission, IsAuthenticated
+from rest_framework.renderers import JSONRenderer
+from rest_framework.request import Request
+from rest_framework.throttling import UserRateThrottle
+from rest_framework.views import APIView
+
+from .auth import make_token
+from .authentication import SubjectAuthentication, TokenAuthentication
+from .conf import get_settings
+from .exceptions import AuthError, ConfigurationError, RequestError
+from .protocol.crud import MAX_CLIENT_ID_CHARACTERS, encode_answer, parse_upload
+from .protocol.errors import (
+    CORS_HEADERS,
+    CORS_PREFLIGHT_HEADERS,
+    NO_SUCH_PATH,
+    TOO_MANY_REQUESTS,
+    UNSUPPORTED_MEDIA_TYPE,
+    encode_error,
+)
+from .storage.write_checkpoints import request_write_checkpoint
+from .upload import UploadHandler
+
+logger = logging.getLogger(__name__)
+
+
+class ProtocolView(APIView):
+    """A view whose answers and errors are the protocol's, whatever the project set for its own API.
+
+    It runs outside ATOMIC_REQUESTS: what it answers must be committed.
+    """
+
+    renderer_classes = (JSONRenderer,)
+    permission_classes: Sequence[type[BasePermission]] = (IsAuthenticated,)
+    versioning_class = None
+
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Any:
+        """The view function."""
+        view = super().as_view(**initkwargs)
+        for alias in connections:
+            view = transaction.non_atomic_requests(using=alias)(view)
+        return view
+
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
+        """Answer in JSON whatever the client accepts: there is nothing else."""
+        return super().perform_content_negotiation(request, force=True)
+
+    def get_exception_handler(self) -> Callable[[Exception, dict[str, Any]], HttpResponse]:
+        """What makes an error's answer."""
+        return respond_to_error
+
+
+class BearerView(ProtocolView):
+    """A view for devices: a bearer token is the only way in, so any origin may call it."""
+
+    authentication_classes = (SubjectAuthentication,)
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Answer preflight requests, which carry no token, and let browsers read every answer."""
+        if request.method == "OPTIONS":
+            response: HttpResponseBase = HttpResponse(status=204, headers=CORS_PREFLIGHT_HEADERS)
+        else:
+            response = super().dispatch(request, *args, **kwargs)
+        for name, value in CORS_HEADERS.items():
+            response.headers[name] = value
+        return response
+
+
+class UploadView(BearerView):
+    """`POST upload`: applies a device's local transactions by an UploadHandler.
+
+    The handler is `handler_class` of a subclass, or the setting UPLOAD_HANDLER. Authentication, permissions and
+    throttling are DRF's attributes; whom a token's subject means is TokenAuthentication's business.
+    """
+
+    authentication_classes = (TokenAuthentication,)
+    handler_class: type[UploadHandler] | None = None
+
+    def post(self, request: Request) -> HttpResponse:
+        """Apply an upload."""
+        upload = parse_upload(read_json_body(request, get_settings().max_upload_bytes))
+        results = self.get_handler().handle(upload, request.user, user_key(request))
+        return _json(encode_answer(results))
+
+    def get_handler(self) -> UploadHandler:
+        """The handler of this request."""
+        if self.handler_class is not None:
+            return self.handler_class()
+        path = get_settings().upload_handler
+        if path is None:
+            raise ConfigurationError("uploads need LOCALSYNC['UPLOAD_HANDLER'], the dotted path of an UploadHandler")
+        handler: UploadHandler = import_string(path)()
+        return handler
+
+
+class WriteCheckpointView(BearerView):
+    """`GET write-checkpoint2.json`: a receipt for everything that this client has uploaded until now."""
+
+    def get(self, request: Request) -> HttpResponse:
+        """Give the next number."""
+        client_id = request.GET.get("client_id", "")
+        if len(client_id) > MAX_CLIENT_ID_CHARACTERS or "\0" in client_id:
+            problem = f"client_id: must have at most {MAX_CLIENT_ID_CHARACTERS} characters, and no NUL"
+            raise RequestError("the query is not valid", details=problem)
+        number = request_write_checkpoint(user_key(request), client_id)
+        return _json(orjson.dumps({"data": {"write_checkpoint": str(number)}}))
+
+
+class IsActive(IsAuthenticated):
+    """Only users who are logged in and active."""
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        """Whether the user is active; authentication classes of a project may not have looked."""
+        return super().has_permission(request, view) and bool(request.user.is_active)
+
+
+class TokenThrottle(UserRateThrottle):
+    """How often a user may get a token; DRF's DEFAULT_THROTTLE_RATES["localsync_token"] says otherwise."""
+
+    scope = "localsync_token"
+
+    def get_rate(self) -> str:
+        """A token lasts for minutes, and each of a user's devices wants one."""
+        rate: str | None = self.THROTTLE_RATES.get(self.scope)
+        return rate or "60/min"
+
+
+class TokenView(ProtocolView):
+    """`POST token`: a token for the logged-in user's device, by whatever authentication the project's API uses.
+
+    With a session login DRF asks for the CSRF token. No other origin may read the answer.
+    """
+
+    permission_classes = (IsActive,)
+    throttle_classes = (TokenThrottle,)
+
+    def post(self, request: Request) -> HttpResponse:
+        """Make a token, tied to the session if there is one."""
+        user: Any = request.user
+        session: Any = getattr(request, "session", None)
+        by_session = session is not None and session.get(SESSION_KEY) == str(user.pk)
+        token = make_token(user, session_key=session.session_key if by_session else None)
+        answer = {"token": token, "expires_in": get_settings().token_lifetime_s, "user_id": str(user.pk)}
+        response = _json(orjson.dumps({"data": answer}))
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+
+@csrf_exempt
+def no_such_path(request: HttpRequest) -> HttpResponse:
+    """The answer to every other path."""
+    return _error(RequestError("there is no such path", status=404, code=NO_SUCH_PATH))
+
+
+def user_key(request: Request) -> str:
+    """The subject of a request's token, as text: what journals and receipts are kept by."""
+    token: Any = request.auth
+    return str(token.user_key)
+
+
+def read_json_body(request: Request, limit: int) -> bytes:
+    """The body of a request, read only when it says that it is JSON and has at most `limit` bytes."""
+    content_type = str(request.META.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise RequestError("the body must be application/json", status=415, code=UNSUPPORTED_MEDIA_TYPE)
+    body: bytes = request._request.read(limit + 1)
+    if len(body) > limit:
+        raise RequestError(f"the body is longer than {limit} bytes; upload in smaller parts", status=413)
+    return body
+
+
+def respond_to_error(error: Exception, context: dict[str, Any]) -> HttpResponse:
+    """The answer to any exception of a view; one that nobody meant to be seen is logged."""
+    refusal = _as_refusal(error)
+    if refusal is None:
+        logger.error("%s failed", type(context["view"]).__name__, exc_info=error)
+        refusal = RequestError("internal error", status=500)
+    response = _error(refusal)
+    if refusal.status == 401:
+        response.headers["WWW-Authenticate"] = getattr(error, "auth_header", "Bearer")
+    wait = getattr(error, "wait", None)  # of Throttled, in whole seconds
+    if wait is not None:
+        response.headers["Retry-After"] = str(wait)
+    return response
+
+
+def _as_refusal(error: Exception) -> RequestError | None:
+    match error:
+        case RequestError():
+            return error
+        case drf.Throttled():
+            return RequestError("too many requests", status=429, code=TOO_MANY_REQUESTS)
+        case drf.NotAuthenticated() | drf.AuthenticationFailed():
+            return RequestError(str(error.detail), status=error.status_code, code=AuthError.code)
+        case drf.APIException() if error.status_code < 500:
+            return RequestError(str(error.detail), status=error.status_code)
+        case PermissionDenied():
+            return RequestError("permission denied", status=403)
+        case Http404():
+            return RequestError("not found", status=404, code=NO_SUCH_PATH)
+    return None
+
+
+def _json(body: bytes, status: int = 200) -> HttpResponse:
+    return HttpResponse(body, status=status, content_type="application/json")
+
+
+def _error(error: RequestError) -> HttpResponse:
+    return _json(encode_error(error), error.status)
