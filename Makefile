@@ -10,6 +10,11 @@ SHELL := /bin/sh
 VENV ?= .venv
 DJANGO ?= dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+ifneq ($(shell test -w "$$HOME" && echo yes),yes)
+# pip and npm keep caches in HOME, which a service or a container may not have.
+export XDG_CACHE_HOME := $(CURDIR)/build/cache
+export npm_config_cache := $(CURDIR)/build/cache/npm
+endif
 bin := $(VENV)/bin
 environment := $(VENV)/installed-$(DJANGO)
 
@@ -62,5 +67,5 @@ $(VENV)/installed-docs: requirements/docs.txt | $(environment)
 tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json
 	@command -v npm >/dev/null || { echo "npm is missing: apt-get install nodejs npm" >&2; exit 1; }
 	@echo "Installing the JavaScript SDK for tests/sdk"
-	@cd tests/sdk && npm ci --silent --no-audit --no-fund
+	@cd tests/sdk && npm ci --loglevel=error --no-audit --no-fund --no-update-notifier >/dev/null
 	@touch $@
