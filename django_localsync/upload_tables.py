@@ -51,7 +51,7 @@ class UploadTable:
     permission classes are asked before each operation, and about the object before and after a write.
 
     While an operation runs there are `operation`, `user`, `request`, `action` ("create", "update",
-    "partial_update", "destroy") and `using`, the alias written to.
+    "partial_update", "destroy"), `model` and `using`, the alias written to.
     """
 
     queryset: models.QuerySet[Any] | None = None
@@ -59,6 +59,7 @@ class UploadTable:
     permission_classes: Sequence[type[BasePermission]] | None = None
 
     operation: CrudOperation
+    model: type[models.Model]
     user: Any
     using: str
     request: OperationRequest
@@ -80,6 +81,7 @@ class UploadTable:
         bound = copy.copy(self)
         bound.operation, bound.user, bound.using = operation, user, using
         bound._set_action(_ACTIONS[operation.op])
+        bound.model = bound.get_queryset().model
         written = router.db_for_write(bound.model)
         if written != using:
             raise ConfigurationError(
@@ -162,12 +164,6 @@ class UploadTable:
         return None
 
     # Rows and permissions.
-
-    @property
-    def model(self) -> type[models.Model]:
-        """The model of the rows."""
-        queryset = self.queryset if self.queryset is not None else self.get_queryset()
-        return queryset.model
 
     @property
     def key(self) -> Any:

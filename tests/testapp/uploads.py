@@ -60,12 +60,11 @@ class NotReadOnly(BasePermission):
 class TodoTable(UploadTable):
     """Todos of lists that the user is a member of."""
 
-    queryset = Todo.objects.all()
     serializer_class = TodoSerializer
     permission_classes = [IsAuthenticated, NotReadOnly]
 
     def get_queryset(self) -> Any:
-        return super().get_queryset().filter(list__members=self.request.user).distinct()
+        return Todo.objects.filter(list__members=self.request.user).distinct()
 
     def perform_create(self, serializer: Any) -> None:
         serializer.save(created_by=self.user)
