@@ -6,4 +6,4 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = project
-exclude_patterns = ["Thumbs.db"]
+suppress_warnings = ["misc.highlighting_failure"]  # examples leave things out, with …
