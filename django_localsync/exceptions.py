@@ -17,6 +17,8 @@ A class per decision that a caller can take. `code` is stable (and sent on the w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class LocalSyncError(Exception):
     """Base of all errors of this package."""
@@ -35,6 +37,7 @@ class RulesError(ConfigurationError):
 
     `definition` is the name of the stream or bucket definition at fault (None: the document as a whole);
     `line` and `column` count from 1 in the YAML text (None when the rules came as a dict); `hint` is the way out.
+    `all` are the errors of the document, this one first.
     """
 
     code = "rules"
@@ -55,10 +58,17 @@ class RulesError(ConfigurationError):
             column,
             hint,
         )
+        self.all: tuple[RulesError, ...] = (self,)
         where = [f"{definition!r}"] if definition else []
         if line is not None:
             where.append(f"line {line}" + (f", column {column}" if column is not None else ""))
         super().__init__(f"{' '.join(where)}: {message}" if where else message)
+
+    @classmethod
+    def of(cls, errors: Sequence[RulesError]) -> RulesError:
+        """The first of several errors of one document, which knows all of them."""
+        errors[0].all = tuple(errors)
+        return errors[0]
 
 
 class ProtocolError(LocalSyncError):

@@ -32,6 +32,45 @@ class TableName:
         return f"{self.schema}.{self.name}"
 
 
+_SYSTEM_SCHEMAS = ("pg_", "information_schema")
+_OWN_TABLES = "localsync_"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TablePattern:
+    """What rules name: a schema and a table, each of which may end in `%` and then stands for any ending.
+
+    A wildcard never means a system schema, nor the tables of django_localsync itself.
+    """
+
+    schema: str
+    name: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it means one table."""
+        return not (self.schema.endswith("%") or self.name.endswith("%"))
+
+    def matches(self, table: TableName) -> bool:
+        """Whether the table is meant."""
+        if self.is_exact:
+            return (self.schema, self.name) == (table.schema, table.name)
+        if table.schema.startswith(_SYSTEM_SCHEMAS) or table.name.startswith(_OWN_TABLES):
+            return False
+        return _fits(self.schema, table.schema) and _fits(self.name, table.name)
+
+    def suffix(self, table: TableName) -> str:
+        """What the `%` of the table's name stands for."""
+        return table.name[len(self.name) - 1 :] if self.name.endswith("%") else ""
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+def _fits(pattern: str, name: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("%") else name == pattern
+
+
 class Column(NamedTuple):
     """A column of a replicated table, in the order of its tuples."""
 

@@ -1,0 +1,89 @@
+"""`unixepoch` and `datetime`: SQLite's date functions, as far as rules know them."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime, timedelta, timezone
+
+from .expressions import SqliteValue
+from .values import to_number
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_JULIAN_DAY_OF_EPOCH = 2440587.5
+_DATE = re.compile(
+    r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)"
+    r"(?:[ T](?P<hour>\d\d):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:\.(?P<fraction>\d+))?)?)?"
+    r"\s*(?P<zone>Z|[+-]\d\d(?::?\d\d)?)?",
+    re.ASCII,
+)
+
+
+def unixepoch(value: SqliteValue, *modifiers: SqliteValue) -> int | float | None:
+    """Seconds since 1970, rounded down, or with the modifier `subsec` a real in milliseconds."""
+    parsed = _milliseconds(value, modifiers)
+    if parsed is None:
+        return None
+    milliseconds, subsecond = parsed
+    return milliseconds / 1000 if subsecond else milliseconds // 1000
+
+
+def date_time(value: SqliteValue, *modifiers: SqliteValue) -> str | None:
+    """`YYYY-MM-DD HH:MM:SS` in UTC, or with the modifier `subsec` `….mmm`."""
+    parsed = _milliseconds(value, modifiers)
+    if parsed is None:
+        return None
+    milliseconds, subsecond = parsed
+    try:
+        moment = _EPOCH + timedelta(milliseconds=milliseconds)
+    except OverflowError:
+        return None
+    text = moment.strftime("%H:%M:%S")
+    date = f"{moment.year:04d}-{moment.month:02d}-{moment.day:02d}"
+    return f"{date} {text}.{milliseconds % 1000:03d}" if subsecond else f"{date} {text}"
+
+
+def _milliseconds(value: SqliteValue, modifiers: tuple[SqliteValue, ...]) -> tuple[int, bool] | None:
+    """Milliseconds since 1970 and whether fractions are asked for; None for what cannot be understood."""
+    if not {*modifiers} <= {"unixepoch", "subsec", "subsecond"} or value is None or isinstance(value, bytes):
+        return None
+    subsecond = "subsec" in modifiers or "subsecond" in modifiers
+    epoch = "unixepoch" in modifiers
+    if isinstance(value, str):
+        if epoch:
+            number = to_number(value)
+            milliseconds = None if number is None else _from_number(number, epoch=True)
+        else:
+            milliseconds = _from_text(value)
+    else:
+        milliseconds = _from_number(value, epoch=epoch)
+    return None if milliseconds is None else (milliseconds, subsecond)
+
+
+def _from_number(number: float, *, epoch: bool) -> int | None:
+    if not math.isfinite(number):
+        return None
+    if epoch:
+        return math.floor(number * 1000)
+    return math.floor((number - _JULIAN_DAY_OF_EPOCH) * 86_400_000 + 0.5)
+
+
+def _from_text(text: str) -> int | None:
+    match = _DATE.fullmatch(text.strip())
+    if match is None:
+        return None
+    parts = {name: int(match[name] or 0) for name in ("year", "month", "day", "hour", "minute", "second")}
+    try:
+        moment = datetime(**parts, tzinfo=_zone(match["zone"]))
+    except ValueError:
+        return None
+    seconds = (moment - _EPOCH) // timedelta(seconds=1)
+    return seconds * 1000 + int((match["fraction"] or "0").ljust(3, "0")[:3])
+
+
+def _zone(text: str | None) -> timezone:
+    if text is None or text == "Z":
+        return UTC
+    hours, minutes = int(text[1:3]), int(text[-2:]) if len(text) > 3 else 0
+    offset = timedelta(hours=hours, minutes=minutes)
+    return timezone(-offset if text[0] == "-" else offset)

@@ -1,0 +1,200 @@
+"""The functions and operators of the rules: name, number of arguments, editions, meaning.
+
+The reference of the language is written from these tables.
+"""
+
+from __future__ import annotations
+
+import base64 as _base64
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..exceptions import EvaluationError
+from . import dates, geometry, json_values, values
+from .expressions import SqliteValue
+from .values import to_text, truth
+
+Implementation = Callable[..., SqliteValue]
+
+
+def upper(value: SqliteValue) -> str | None:
+    """Upper case, by Unicode's rules."""
+    text = to_text(value)
+    return None if text is None else text.upper()
+
+
+def lower(value: SqliteValue) -> str | None:
+    """Lower case, by Unicode's rules."""
+    text = to_text(value)
+    return None if text is None else text.lower()
+
+
+def substring(value: SqliteValue, start: SqliteValue, length: SqliteValue = 1 << 62) -> str | None:
+    """A part of a text, counted from 1; from the end if `start` is negative, before `start` if `length` is."""
+    text, first, count = to_text(value), values.to_integer(start), values.to_integer(length)
+    if text is None or first is None or count is None:
+        return None
+    if first > 0:
+        first -= 1
+    elif first < 0:
+        first += len(text)
+        if first < 0:
+            count = max(count + first, 0) if count > 0 else count
+            first = 0
+    elif count > 0:
+        count -= 1  # position 0 stands before the text and costs one character
+    if count < 0:
+        return text[max(first + count, 0) : first]
+    return text[first : first + count]
+
+
+def hexadecimal(value: SqliteValue) -> str:
+    """Bytes of a blob or of the text form, in upper-case hex; empty for NULL."""
+    return (values.to_blob(value) or b"").hex().upper()
+
+
+def base64(value: SqliteValue) -> str:
+    """Bytes of a blob or of the text form, in base64; empty for NULL."""
+    return _base64.b64encode(values.to_blob(value) or b"").decode()
+
+
+def length(value: SqliteValue) -> int | None:
+    """Bytes of a blob, else UTF-16 code units of the text form."""
+    if isinstance(value, bytes):
+        return len(value)
+    text = to_text(value)
+    return None if text is None else len(text) + sum(character > "\uffff" for character in text)
+
+
+def typeof(value: SqliteValue) -> str:
+    """null, integer, real, text or blob."""
+    return {type(None): "null", int: "integer", float: "real", str: "text", bytes: "blob"}[type(value)]
+
+
+def ifnull(value: SqliteValue, default: SqliteValue) -> SqliteValue:
+    """The first argument unless it is NULL."""
+    return default if value is None else value
+
+
+def iif(condition: SqliteValue, then: SqliteValue, otherwise: SqliteValue = None) -> SqliteValue:
+    """The second argument if the first is true, else the third."""
+    return then if truth(condition) else otherwise
+
+
+def instr(value: SqliteValue, part: SqliteValue) -> int | None:
+    """Position of a part, counted from 1; 0 if it is absent. Bytes if both are blobs."""
+    if value is None or part is None:
+        return None
+    if isinstance(value, bytes) and isinstance(part, bytes):
+        return value.find(part) + 1
+    return str(to_text(value)).find(str(to_text(part))) + 1
+
+
+def uuid_blob(value: SqliteValue) -> bytes | None:
+    """The 16 bytes of a UUID."""
+    if value is None:
+        return None
+    try:
+        return uuid.UUID(str(to_text(value))).bytes
+    except ValueError:
+        raise EvaluationError("a value is not a UUID") from None
+
+
+def _is_null(value: SqliteValue) -> int:
+    return int(value is None)
+
+
+def _is_true(value: SqliteValue) -> int:
+    return int(value is not None and truth(value))
+
+
+def _is_false(value: SqliteValue) -> int:
+    return int(value is not None and not truth(value))
+
+
+def _greater(left: SqliteValue, right: SqliteValue) -> int | None:
+    return values.less(right, left)
+
+
+def _greater_or_equal(left: SqliteValue, right: SqliteValue) -> int | None:
+    return values.less_or_equal(right, left)
+
+
+def _text_cast(value: SqliteValue) -> SqliteValue:
+    return to_text(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function that queries may call: least and most arguments, and the editions that know it."""
+
+    implementation: Implementation
+    least: int
+    most: int
+    editions: tuple[int, ...] = (1, 2, 3)
+
+
+FUNCTIONS: dict[str, Function] = {
+    "upper": Function(upper, 1, 1),
+    "lower": Function(lower, 1, 1),
+    "substring": Function(substring, 2, 3),
+    "hex": Function(hexadecimal, 1, 1),
+    "base64": Function(base64, 1, 1),
+    "length": Function(length, 1, 1),
+    "typeof": Function(typeof, 1, 1),
+    "ifnull": Function(ifnull, 2, 2),
+    "iif": Function(iif, 3, 3),
+    "instr": Function(instr, 2, 2),
+    "json_extract": Function(json_values.json_extract, 2, 2),
+    "json_array_length": Function(json_values.json_array_length, 1, 2),
+    "json_keys": Function(json_values.json_keys, 1, 1),
+    "json_valid": Function(json_values.json_valid, 1, 1, (1, 2)),
+    "unixepoch": Function(dates.unixepoch, 1, 3),
+    "datetime": Function(dates.date_time, 1, 3),
+    "uuid_blob": Function(uuid_blob, 1, 1),
+    "st_asgeojson": Function(geometry.st_asgeojson, 1, 1),
+    "st_astext": Function(geometry.st_astext, 1, 1),
+    "st_x": Function(geometry.st_x, 1, 1),
+    "st_y": Function(geometry.st_y, 1, 1),
+}
+"""What queries call by name."""
+
+OPERATORS: dict[str, Implementation] = {
+    "=": values.equal,
+    "!=": values.not_equal,
+    "<": values.less,
+    ">": _greater,
+    "<=": values.less_or_equal,
+    ">=": _greater_or_equal,
+    "+": values.add,
+    "-": values.subtract,
+    "*": values.multiply,
+    "/": values.divide,
+    "||": values.concat,
+    "->": json_values.member_json,
+    "->>": json_values.member,
+    "-> of edition 1": json_values.member_json_split,
+    "->> of edition 1": json_values.member_split,
+    "json_extract of edition 1": json_values.json_extract_null_text,
+    "in": json_values.is_in,
+    "among": json_values.is_among,
+    "&&": json_values.overlap,
+    "as array": json_values.as_array,
+    "as array or null": json_values.as_array_or_null,
+    "is null": _is_null,
+    "is true": _is_true,
+    "is false": _is_false,
+    "cast as text": _text_cast,
+    "cast as integer": values.to_integer,
+    "cast as real": values.to_real,
+    "cast as numeric": values.to_number,
+    "cast as blob": values.to_blob,
+    "unsupported": values.unsupported,
+}
+"""What operators, casts and the functions that changed between editions are compiled to."""
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    **{name: function.implementation for name, function in FUNCTIONS.items()},
+    **OPERATORS,
+}
