@@ -86,6 +86,23 @@ def get_settings() -> Settings:
     return _read_settings()
 
 
+def read_rules(settings: Settings) -> str | Mapping[str, Any]:
+    """The sync rules as YAML text or as a dict, read from their file where the setting names one.
+
+    A text of several lines is YAML, one of a single line a path. Raises ConfigurationError when there are no rules
+    or the file cannot be read.
+    """
+    rules = settings.rules
+    if rules is None:
+        raise ConfigurationError("LOCALSYNC has no RULES; give YAML text, the path of a YAML file, or a dict")
+    if isinstance(rules, Mapping) or (isinstance(rules, str) and "\n" in rules.strip()):
+        return rules
+    try:
+        return Path(rules).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"LOCALSYNC's RULES cannot be read from {str(rules)!r}: {error}") from error
+
+
 @lru_cache(maxsize=1)
 def _read_settings() -> Settings:
     configured = getattr(django_settings, "LOCALSYNC", {})
