@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.core.cache import cache
-from django.test import Client
+from django.test import Client, RequestFactory
+from rest_framework.authentication import BaseAuthentication
 from rest_framework.settings import api_settings
 
 from django_localsync.auth import hash_session_key, verify_token
-from django_localsync.views import TokenThrottle
+from django_localsync.views import TokenThrottle, TokenView
 
 pytestmark = pytest.mark.django_db
 
@@ -104,13 +105,20 @@ def test_a_user_who_was_deactivated_gets_nothing(browser: Client, alice: User) -
     assert post_with_csrf(browser).status_code == 403
 
 
-def test_an_authentication_that_does_not_look_is_not_enough(browser: Client, alice: User, settings: Any) -> None:
-    settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.AllowAllUsersModelBackend"]
-    browser.force_login(alice)
-    alice.is_active = False
-    alice.save()
+class Careless(BaseAuthentication):
+    """Knows everybody, active or not."""
 
-    assert post_with_csrf(browser).status_code == 403
+    def authenticate(self, request: Any) -> tuple[User, None]:
+        return User.objects.get(), None
+
+
+@pytest.mark.parametrize(("is_active", "status"), [(True, 200), (False, 403)])
+def test_an_authentication_that_does_not_look_is_not_enough(alice: User, is_active: bool, status: int) -> None:
+    User.objects.update(is_active=is_active)
+
+    response = TokenView.as_view(authentication_classes=[Careless])(RequestFactory().post(ADDRESS))
+
+    assert response.status_code == status
 
 
 def test_reading_gives_no_token(browser: Client) -> None:
