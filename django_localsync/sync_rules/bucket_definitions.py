@@ -307,7 +307,7 @@ class DefinitionCompiler:
         items = tuple(self._item(query, output, scope) for output in query.select.outputs)
         if not any(isinstance(item, Every) or item.name == "id" for item in items):
             raise SqlError("the query has no column id", query.select.at, "select it, or write … AS id")
-        return Selection(items, query.alias, first_wins=True)
+        return Selection(items, query.alias, named_first=True)
 
     def _item(self, query: _Query, output: SelectOutput, scope: _Scope) -> Every | Item:
         if isinstance(output.expression, Star):

@@ -34,13 +34,13 @@ class Item:
 class Selection:
     """What of a row is synced. `row_type` None stands for the table's own name.
 
-    Of two items of one name the last counts, or with `first_wins` (editions 1 and 2) the first; it stands where the
-    name was first.
+    Of two items of one name the last counts, where the first stood; with `named_first` (editions 1 and 2) the columns
+    of `*` count only where nothing before has their name.
     """
 
     items: tuple[Every | Item, ...]
     row_type: str | None
-    first_wins: bool
+    named_first: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -289,7 +289,7 @@ class _Evaluator(Writer):
                 else [(item.name, item.value)]
             )
             for name, value in pairs:
-                if not (selection.first_wins and name in selected):
+                if not (isinstance(item, Every) and selection.named_first and name in selected):
                     selected[name] = value
         return selected
 

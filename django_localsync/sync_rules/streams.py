@@ -304,7 +304,7 @@ class _Query(Translator):
                 "write one query for each table",
             )
         (table,) = tables
-        return table, Selection(renumbered_items(items), self._row_type(select, scope, table), first_wins=False)
+        return table, Selection(renumbered_items(items), self._row_type(select, scope, table), named_first=False)
 
     def _item(self, output: SelectOutput, scope: _Scope, tables: dict[int, int]) -> Every | Item:
         if isinstance(output.expression, Star):
