@@ -99,8 +99,8 @@ def main() -> int:
 
 
 def _run(cleanup: ExitStack) -> None:
-    database = _open_database(cleanup)
     port = _choose_port()
+    database = _open_database(cleanup)
     os.environ |= {"DATABASE_URL": database, "DJANGO_SETTINGS_MODULE": "example_project.settings"}
     print("Migrating and seeding …", flush=True)
     _prepare_database()
@@ -108,7 +108,7 @@ def _run(cleanup: ExitStack) -> None:
     options += [f"--timeout-graceful-shutdown={GRACEFUL_TIMEOUT_S}"]
     replicator = _start(cleanup, "the replicator", "manage.py", "run_replicator")
     server = _start(cleanup, "the server", "-m", "uvicorn", "example_project.asgi:application", *options)
-    _wait_for_answer(port, [replicator, server])
+    _wait_until_ready(port, [replicator, server])
     _welcome(port)
     while True:
         time.sleep(0.2)
@@ -183,16 +183,20 @@ def _start(cleanup: ExitStack, name: str, *command: str) -> Child:
     return child
 
 
-def _wait_for_answer(port: int, children: list[Child]) -> None:
+def _wait_until_ready(port: int, children: list[Child]) -> None:
+    """Wait until the server answers and the first copy is done."""
+    from django_localsync.models import RuleSet
+
+    copied = RuleSet.objects.filter(state=RuleSet.State.ACTIVE)
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         for child in children:
             child.check()
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        if not _is_free(port) and copied.exists():
+            connections.close_all()
+            return
         time.sleep(0.1)
-    raise DemoError(f"the server did not answer within {START_TIMEOUT_S:.0f} s")
+    raise DemoError(f"replicator and server were not ready within {START_TIMEOUT_S:.0f} s")
 
 
 def _welcome(port: int) -> None:

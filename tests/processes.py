@@ -73,6 +73,10 @@ class Process:
         self._process.kill()
         self._process.wait()
 
+    def wait(self, timeout_s: float) -> int:
+        """Wait until it ends by itself; return its exit code. Raises subprocess.TimeoutExpired."""
+        return self._process.wait(timeout_s)
+
     def stop(self) -> int:
         """End it by SIGTERM, unless it has ended; return its exit code. Raises AssertionError if it must be killed."""
         self._process.terminate()
