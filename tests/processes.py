@@ -20,7 +20,18 @@ from typing import Literal, TypeVar
 
 from example_project.postgres import end_with_parent, free_port
 
-__all__ = ["ROOT", "Process", "asgi_server", "free_port", "replicator", "running", "wait_until"]
+__all__ = [
+    "ROOT",
+    "Process",
+    "asgi_process",
+    "asgi_server",
+    "free_port",
+    "project_environment",
+    "replicator",
+    "replicator_process",
+    "running",
+    "wait_until",
+]
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 30.0  # two cores under a full test run: imports alone may take seconds
@@ -102,11 +113,38 @@ def running(name: str, *command: str, environment: Mapping[str, str] | None = No
 
 
 @contextmanager
+def replicator_process(database_url: str, *, environment: Mapping[str, str] | None = None) -> Iterator[Process]:
+    """`manage.py run_replicator`, just started."""
+    command = (sys.executable, "manage.py", "run_replicator")
+    with running("replicator", *command, environment=project_environment(database_url, environment)) as process:
+        yield process
+
+
+@contextmanager
 def replicator(database_url: str, *, environment: Mapping[str, str] | None = None) -> Iterator[Process]:
     """`manage.py run_replicator`, which has copied what exists and follows the stream."""
-    command = (sys.executable, "manage.py", "run_replicator")
-    with running("replicator", *command, environment=_settings(database_url, environment)) as process:
+    with replicator_process(database_url, environment=environment) as process:
         process.wait_for_log("following slot")
+        yield process
+
+
+@contextmanager
+def asgi_process(
+    database_url: str,
+    server: Server = "uvicorn",
+    *,
+    port: int,
+    application: str = "example_project.asgi:application",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Process]:
+    """An ASGI server that listens on `port`."""
+    options = {
+        "uvicorn": ["--host=127.0.0.1", f"--port={port}", "--timeout-graceful-shutdown=3"],
+        "daphne": ["--bind=127.0.0.1", f"--port={port}"],
+    }
+    command = (sys.executable, "-m", server, *options[server], application)
+    with running(server, *command, environment=project_environment(database_url, environment)) as process:
+        wait_until(lambda: _answers(port), f"{server} listens", START_TIMEOUT_S, check=process.check)
         yield process
 
 
@@ -116,14 +154,14 @@ def asgi_server(
 ) -> Iterator[str]:
     """The example project under an ASGI server; yields its address, http://127.0.0.1:<port>."""
     port = free_port()
-    options = {
-        "uvicorn": ["--host=127.0.0.1", f"--port={port}", "--timeout-graceful-shutdown=3"],
-        "daphne": ["--bind=127.0.0.1", f"--port={port}"],
-    }
-    command = (sys.executable, "-m", server, *options[server], "example_project.asgi:application")
-    with running(server, *command, environment=_settings(database_url, environment)) as process:
-        wait_until(lambda: _answers(port), f"{server} listens", START_TIMEOUT_S, check=process.check)
+    with asgi_process(database_url, server, port=port, environment=environment):
         yield f"http://127.0.0.1:{port}"
+
+
+def project_environment(database_url: str, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The example project's environment; a test may name other settings (DJANGO_SETTINGS_MODULE)."""
+    own = {"DATABASE_URL": database_url, "DJANGO_SETTINGS_MODULE": "example_project.settings"}
+    return own | dict(environment or {})
 
 
 def wait_until(
@@ -136,12 +174,6 @@ def wait_until(
         assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s in vain until {what}"
         time.sleep(POLL_INTERVAL_S)
     return found
-
-
-def _settings(database_url: str, environment: Mapping[str, str] | None) -> dict[str, str]:
-    """The example project's environment; a test may name other settings (DJANGO_SETTINGS_MODULE)."""
-    own = {"DATABASE_URL": database_url, "DJANGO_SETTINGS_MODULE": "example_project.settings"}
-    return own | dict(environment or {})
 
 
 def _answers(port: int) -> bool:
