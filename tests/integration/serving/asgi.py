@@ -1,0 +1,34 @@
+"""The application under test: streams over the plan of plans.py, and a page that shows what the process holds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import Any
+
+import django
+from django.conf import settings
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+settings.LOCALSYNC = json.loads(os.environ.get("TEST_LOCALSYNC", "{}"))
+django.setup()
+
+from django_localsync import streams  # noqa: E402
+from django_localsync.routing import localsync_application  # noqa: E402
+from tests.integration.serving.plans import ListedPlan  # noqa: E402
+
+streams.compile_plan = ListedPlan  # type: ignore[assignment]
+
+
+async def show_state(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answers {streams, tasks, kept memory in KiB}."""
+    server = streams.get_stream_server()
+    with open("/proc/self/status") as status:
+        memory = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+    state = {"streams": len(server.streams), "tasks": len(asyncio.all_tasks()), "memory_kib": memory}
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": json.dumps(state).encode()})
+
+
+application = localsync_application(show_state, prefix="any/prefix/")

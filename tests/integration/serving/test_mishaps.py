@@ -1,0 +1,105 @@
+"""What goes wrong while streams are open."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.integration.serving.conftest import Lines, RawStream, Server, StartServer, Storage, Streams
+
+
+@contextmanager
+def open_streams(server: Server, number: int) -> Iterator[list[RawStream]]:
+    streams = [RawStream(server, f"u{index}") for index in range(number)]
+    try:
+        for stream in streams:
+            stream.read_until(b'"checkpoint_complete"')
+        yield streams
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+def terminate_servers_connections(storage: Storage, condition: str) -> None:
+    """Terminate the connections to this database, but the test's own, that meet a condition."""
+    ended = storage.connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'django_localsync'"
+        f" AND pid <> pg_backend_pid() AND {condition}"
+    ).fetchall()
+    assert ended
+
+
+def test_abandoned_streams_are_gone_within_two_seconds(storage: Storage, server: Server):
+    server.wait_for_streams(0)
+    with open_streams(server, 20):
+        server.wait_for_streams(20)
+
+    assert server.wait_for_streams(0) < 2
+
+
+def test_a_client_that_leaves_before_its_request_is_complete_is_forgotten(storage: Storage, server: Server):
+    server.wait_for_streams(0)
+    tasks = server.state()["tasks"]
+    stream = RawStream(server)
+    stream.socket.sendall(b"POST /any/prefix/sync/stream HTTP/1.1\r\nContent-Length: 1000\r\n\r\n{")
+    stream.close()
+
+    deadline = time.monotonic() + 2
+    while server.state()["tasks"] > tasks:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("kind", "number"), [("uvicorn", 5), ("uvicorn", 200), ("daphne", 5)])
+def test_sigterm_ends_a_server_with_open_streams(storage: Storage, start_server: StartServer, kind: str, number: int):
+    server = start_server(kind, fresh=True)
+    with open_streams(server, number) as streams:
+        took_s = server.stop()
+
+        assert took_s < 3
+        if kind == "uvicorn":
+            for stream in streams:
+                stream.read_until(b"\r\n0\r\n\r\n")  # a normal end, not a broken response
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_lost_announcement_connection_loses_no_change(storage: Storage, server: Server, streams: Streams):
+    lines = Lines(streams.open(server))
+    lines.through("checkpoint_complete")
+
+    terminate_servers_connections(storage, "query = 'SELECT op_id FROM localsync_checkpoint'")
+    storage.publish(("mine", ("u1",), "a", {}))
+
+    assert "data" in lines.through("checkpoint_complete")[1]
+
+
+def test_dead_pool_connections_do_not_refuse_clients(storage: Storage, start_server: StartServer, streams: Streams):
+    server = start_server()
+    Lines(streams.open(server)).through("checkpoint_complete")
+
+    terminate_servers_connections(storage, "true")
+
+    assert Lines(streams.open(server)).through("checkpoint_complete")
+
+
+def test_a_client_that_does_not_read_delays_nobody(storage: Storage, start_server: StartServer, streams: Streams):
+    server = start_server()
+    storage.publish(*(("all", (), f"r{number}", {"text": "x" * 20_000}) for number in range(1000)))
+    memory = server.state()["memory_kib"]
+    stalled = [RawStream(server, receive_buffer=4096) for _ in range(10)]
+    server.wait_for_streams(10)
+
+    begin = time.monotonic()
+    lines = Lines(streams.open(server)).through("checkpoint_complete")
+
+    assert len(lines) > 10
+    assert time.monotonic() - begin < 5
+    assert server.state()["memory_kib"] - memory < 100_000  # not 10 × 20 MB
+    for stream in stalled:
+        stream.close()
+    streams.client.close()
+    server.wait_for_streams(0)
