@@ -2,10 +2,12 @@
 
 import os
 
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "example_project.settings")
-django_application = get_asgi_application()  # before the next import: it makes Django's apps ready
+# Before the next import: it makes Django's apps ready. The admin's styles come along, under any ASGI server.
+django_application = ASGIStaticFilesHandler(get_asgi_application())
 
 from django_localsync.routing import localsync_application  # noqa: E402
 

@@ -2,7 +2,6 @@
 
 from django.contrib import admin
 from django.contrib.auth.views import LoginView, LogoutView
-from django.contrib.staticfiles.urls import staticfiles_urlpatterns
 from django.urls import include, path
 from django.views.generic import TemplateView
 
@@ -12,5 +11,4 @@ urlpatterns = [
     path("logout/", LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),
     path("localsync/", include("django_localsync.urls")),
-    *staticfiles_urlpatterns(),  # the admin's styles, under any ASGI server, while DEBUG is on
 ]
