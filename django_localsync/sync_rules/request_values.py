@@ -27,10 +27,10 @@ class RequestValues:
         claims = request.claims
         legacy = claims.get("parameters")
         token = {**(legacy if isinstance(legacy, Mapping) else {}), "user_id": claims.get("sub")}
-        self._parts: dict[RequestPart, Mapping[str, Any]] = {
-            "auth": claims,
-            "connection": request.connection,
-            "subscription": subscription,
+        self._parts: dict[RequestPart, dict[str, Any]] = {
+            "auth": dict(claims),
+            "connection": dict(request.connection),
+            "subscription": dict(subscription),
             "token": token,
         }
 

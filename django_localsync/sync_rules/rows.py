@@ -152,9 +152,10 @@ class _Evaluator(Writer):
             if convert is None:
                 lines.append(f"{_INDENT}{name} = {value}")
             else:
-                function = self.bind(convert, "v")
+                base = _base_type(self._columns[position].type, self._options)
+                call = f"1 if {name} == 't' else 0" if base.name == "bool" else f"{self.bind(convert, 'v')}({name})"
                 lines.append(f"{_INDENT}{name} = {value}")
-                lines.append(f"{_INDENT}if {name} is not None: {name} = {function}({name})")
+                lines.append(f"{_INDENT}if {name} is not None: {name} = {call}")
         return lines
 
     def metadata(self, metadata: Metadata) -> Code:

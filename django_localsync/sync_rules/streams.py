@@ -138,6 +138,8 @@ class _Query(Translator):
 
     def _source(self, source: Source, scope: _Scope) -> tuple[str, _Relation, list[Expr]]:
         alias = source.alias.name if source.alias else None
+        if source.columns and not self._has_named_columns(source):
+            raise SqlError("only the columns of a subquery can be renamed here", source.columns[0].at)
         match source.relation:
             case FunctionCall() as call:
                 element = self._each(call, scope)
@@ -153,6 +155,13 @@ class _Query(Translator):
                     return alias or names[0].name, derived, conditions
                 table = self._table(names)
                 return alias or names[-1].name, table, [Present(table.number)]
+
+    def _has_named_columns(self, source: Source) -> bool:
+        """Whether it is a subquery or a common table expression."""
+        relation = source.relation
+        return isinstance(relation, Subquery) or (
+            isinstance(relation, tuple) and len(relation) == 1 and relation[0].name in self._expressions
+        )
 
     def _table(self, names: tuple[Identifier, ...]) -> _Table:
         for name in names:
