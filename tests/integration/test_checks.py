@@ -1,0 +1,154 @@
+"""What `manage.py check` says of settings and rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.checks import CheckMessage, run_checks
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.db import connection
+
+from django_localsync.checks import TAG
+
+Checked = Callable[..., list[CheckMessage]]
+
+STREAM = """
+config: {{edition: 3}}
+streams:
+  mine:
+    auto_subscribe: true
+    query: {query}
+"""
+
+
+@pytest.fixture
+def checked(settings: Any) -> Iterator[Checked]:
+    """Run our checks with some LOCALSYNC; with `database`, those that ask it too."""
+
+    def run(*, database: bool = False, **localsync: Any) -> list[CheckMessage]:
+        settings.LOCALSYNC = localsync
+        return list(run_checks(tags=[TAG], databases=["default"] if database else None))
+
+    yield run
+    settings.LOCALSYNC = {}
+
+
+def rules(query: str) -> str:
+    return STREAM.format(query=query)
+
+
+def found(messages: list[CheckMessage]) -> list[tuple[str, str]]:
+    return [(str(message.id), f"{message.msg} ({message.hint})") for message in messages]
+
+
+def test_good_rules_give_no_message(checked):
+    assert checked(RULES=rules("SELECT * FROM todos WHERE title = auth.user_id()")) == []
+
+
+def test_rules_that_are_missing_are_reported(checked):
+    ((identifier, text),) = found(checked())
+    assert identifier == "localsync.E001"
+    assert "RULES" in text
+
+
+def test_a_file_that_cannot_be_read_is_reported(checked, tmp_path):
+    ((identifier, text),) = found(checked(RULES=tmp_path / "absent.yaml"))
+    assert identifier == "localsync.E001"
+    assert "absent.yaml" in text
+
+
+def test_an_unknown_setting_is_reported_with_the_nearest_known_one(checked):
+    messages = found(checked(RULE="x", RULES=rules("SELECT * FROM todos")))
+    assert messages == [("localsync.E002", "LOCALSYNC has no setting 'RULE' (did you mean RULES?)")]
+
+
+def test_every_error_of_the_rules_is_reported_with_its_place(checked):
+    text = rules("SELECT * FROM todos LIMIT 5") + "  other:\n    query: SELECT frob(id) AS id FROM todos\n"
+
+    first, second = found(checked(RULES=text))
+
+    assert first[0] == second[0] == "localsync.E001"
+    assert first[1].startswith("'mine' line 6, column 32: LIMIT is not supported")
+    assert second[1].startswith("'other' line 8, column 19: there is no function 'frob'")
+
+
+def test_rules_as_a_dict_are_checked(checked):
+    stream = {"query": "SELECT * FROM todos WHERE"}
+    ((identifier, text),) = found(checked(RULES={"config": {"edition": 3}, "streams": {"mine": stream}}))
+    assert identifier == "localsync.E001"
+    assert text.startswith("'mine': an expression is missing: the query ends")
+
+
+def test_a_stream_that_the_client_alone_decides_is_warned_of(checked):
+    ((identifier, text),) = found(checked(RULES=rules("SELECT * FROM todos WHERE id = connection.parameter('id')")))
+    assert identifier == "localsync.W001"
+    assert "accept_potentially_dangerous_queries" in text
+
+
+@pytest.mark.parametrize(
+    ("query", "column"),
+    [
+        ("SELECT * FROM todos WHERE created_by_id = auth.user_id()", "created_by_id"),
+        ("SELECT * FROM lists WHERE id IN (SELECT list_id FROM todos WHERE auth.user_id() = priority)", "priority"),
+        ("SELECT * FROM todos WHERE auth.user_id() IN (SELECT id FROM auth_user WHERE is_staff)", "id"),
+    ],
+)
+def test_an_integer_compared_with_the_users_id_is_reported_from_models(checked, query, column):
+    ((identifier, text),) = found(checked(RULES=rules(query)))
+    assert identifier == "localsync.E005"
+    assert f"CAST({column} AS TEXT)" in text
+
+
+def test_a_cast_satisfies_the_check(checked):
+    assert checked(RULES=rules("SELECT * FROM todos WHERE CAST(created_by_id AS TEXT) = auth.user_id()")) == []
+
+
+@pytest.mark.django_db
+def test_a_table_that_does_not_exist_is_reported_with_the_nearest_one(checked):
+    ((identifier, text),) = found(checked(database=True, RULES=rules("SELECT * FROM todoz")))
+    assert (identifier, text) == (
+        "localsync.E003",
+        "'mine': there is no table public.todoz (did you mean public.todos?)",
+    )
+
+
+@pytest.mark.django_db
+def test_a_column_that_does_not_exist_is_reported_with_its_place(checked):
+    query = "SELECT * FROM todos WHERE list_id IN (SELECT todolist_id FROM lists_members WHERE usr_id = auth.user_id())"
+    ((identifier, text),) = found(checked(database=True, RULES=rules(query)))
+    assert identifier == "localsync.E004"
+    assert text.startswith(
+        "'mine' line 6, column 94: public.lists_members has no column 'usr_id' (did you mean user_id?"
+    )
+
+
+@pytest.mark.django_db
+def test_tables_without_models_are_checked_in_the_database(checked):
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE DOMAIN user_number AS bigint")
+        cursor.execute("CREATE TABLE plain_notes (id text PRIMARY KEY, owner user_number)")
+        cursor.execute("CREATE VIEW note_view AS SELECT * FROM plain_notes")
+
+    ((comparison, _),) = found(
+        checked(database=True, RULES=rules("SELECT * FROM plain_notes WHERE owner = auth.user_id()"))
+    )
+    ((view, text),) = found(checked(database=True, RULES=rules("SELECT * FROM note_view")))
+
+    assert (comparison, view) == ("localsync.E005", "localsync.E003")
+    assert "view" in text
+
+
+@pytest.mark.django_db
+def test_a_wildcard_that_matches_nothing_is_warned_of(checked):
+    ((identifier, _),) = found(checked(database=True, RULES=rules('SELECT * FROM "absent_%"')))
+    assert identifier == "localsync.W006"
+
+
+@pytest.mark.django_db
+def test_the_check_command_fails_on_a_missing_column(settings):
+    settings.LOCALSYNC = {"RULES": rules("SELECT id, titel FROM todos")}
+    with pytest.raises(SystemCheckError, match="did you mean title"):
+        call_command("check", databases=["default"])
