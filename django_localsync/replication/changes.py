@@ -216,8 +216,7 @@ def _move(
         return
     old = {LookupEntry(definition, key, table.id, before_key, outputs) for definition, key, outputs in before.lookups}
     new = {LookupEntry(definition, key, table.id, after_key, outputs) for definition, key, outputs in after.lookups}
-    output.removed_lookups += old - new
-    output.added_lookups += new - old
+    output.replace_lookups(old, new)
 
 
 def _is_whole(values: Values) -> TypeGuard[list[str | None]]:

@@ -188,12 +188,12 @@ class _Cleaner:
         self._storage, self._source, self._alias = storage, source, alias
         self._slots_dropped = self._done = False
 
-    def step(self) -> None:
-        """Delete one batch."""
-        if self._done:
-            return
+    def step(self) -> bool:
+        """Delete one batch; answers whether there is more to delete."""
         if not self._slots_dropped:
             slots = generations.retired_slots(self._storage)
-            self._slots_dropped = all(drop_slot(self._source, slot) for _, alias, slot in slots if alias == self._alias)
-        else:
-            self._done = not generations.delete_some_retired(self._storage)
+            dropped = [drop_slot(self._source, slot) for _, alias, slot in slots if alias == self._alias]
+            self._slots_dropped = all(dropped)
+            return self._slots_dropped  # one that is still read is tried again later
+        self._done = self._done or not generations.delete_some_retired(self._storage)
+        return not self._done

@@ -56,8 +56,9 @@ class Stream:
         generation: Generation,
         layouts: LayoutBuilder,
         *,
-        when_idle: Callable[[], None] = lambda: None,
+        when_idle: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`when_idle` does a piece of work that can wait, and answers whether there is more of it."""
         self._connection, self._writer, self._layouts, self._when_idle = connection, writer, layouts, when_idle
         self._source = generation.source.id
         self._lsn = generation.source.lsn  # end of the last commit that storage holds
@@ -77,15 +78,16 @@ class Stream:
         Whatever was not published then leaves nothing behind and is sent again by Postgres.
         """
         try:
+            work_is_waiting = True
             while not should_stop():
-                payloads = self._connection.read(STATUS_INTERVAL_S, wake_fd)
+                payloads = self._connection.read(0 if work_is_waiting else STATUS_INTERVAL_S, wake_fd)
                 for payload in payloads:
                     self._receive(payload)
                 if self._end_lsn is not None and not self._in_transaction and not self._connection.has_buffered():
                     self._publish()
                 self._confirm_when_due()
                 if not payloads and self._is_idle():
-                    self._when_idle()
+                    work_is_waiting = self._when_idle()
         finally:
             self._abandon_storage_transaction()
 

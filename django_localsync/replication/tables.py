@@ -97,7 +97,7 @@ def large_values(
     values: Sequence[str | None], toastable: Iterable[tuple[int, str]], toast_target: int
 ) -> dict[str, str]:
     """Texts that a later UPDATE of the row may leave out, by column name; `toastable` lists position and name."""
-    if sum(len(value) for value in values if value) * TOAST_EXPANSION < toast_target:
+    if sum(map(len, filter(None, values))) * TOAST_EXPANSION < toast_target:
         return {}
     return {name: value for position, name in toastable if (value := values[position])}
 

@@ -56,8 +56,21 @@ class WriteSet:
     inserted_rows: list[tuple[int, str, str]] = field(default_factory=list)
     updated_rows: list[tuple[int, str, str]] = field(default_factory=list)
     deleted_rows: list[tuple[int, str]] = field(default_factory=list)
-    added_lookups: list[LookupEntry] = field(default_factory=list)
-    removed_lookups: list[LookupEntry] = field(default_factory=list)
+    added_lookups: set[LookupEntry] = field(default_factory=set)
+    removed_lookups: set[LookupEntry] = field(default_factory=set)
+
+    def replace_lookups(self, before: set[LookupEntry], after: set[LookupEntry]) -> None:
+        """A row's entries change from `before` to `after`. What comes and goes within the batch leaves no trace."""
+        for gone in before - after:
+            if gone in self.added_lookups:
+                self.added_lookups.discard(gone)
+            else:
+                self.removed_lookups.add(gone)
+        for new in after - before:
+            if new in self.removed_lookups:
+                self.removed_lookups.discard(new)
+            else:
+                self.added_lookups.add(new)
 
 
 class StorageWriter:
@@ -281,12 +294,12 @@ class StorageWriter:
         pattern = subkey_prefix.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
         return self._connection.execute(self.LIVE_PUTS, (list(definitions), pattern, OpKind.PUT.value)).fetchall()
 
-    def lookups_of(self, table: int) -> list[LookupEntry]:
+    def lookups_of(self, table: int) -> set[LookupEntry]:
         """Every entry that a table contributes to the parameter index. Slow; for TRUNCATE only."""
         query = (
             "SELECT definition_id, key, table_id, row_key, outputs FROM localsync_parameter_lookup WHERE table_id = %s"
         )
-        return [LookupEntry(*row) for row in self._connection.execute(query, (table,))]
+        return {LookupEntry(*row) for row in self._connection.execute(query, (table,))}
 
     def _remember_buckets(self, statement: LiteralString, keys: Iterable[BucketKey]) -> None:
         wanted = _json([{"d": definition, "p": parameters} for definition, parameters in keys])

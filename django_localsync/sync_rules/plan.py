@@ -206,8 +206,13 @@ OnError = Callable[[str, str], None]
 class Plan(Protocol):
     """Compiled sync rules. Immutable, safe to share between threads."""
 
-    bucket_sources: Sequence[BucketSource]
-    lookup_sources: Sequence[LookupSource]
+    @property
+    def bucket_sources(self) -> Sequence[BucketSource]:
+        """Every family of buckets; rows name them by index."""
+
+    @property
+    def lookup_sources(self) -> Sequence[LookupSource]:
+        """Every parameter index; lookups name them by index."""
 
     @property
     def identity(self) -> str:

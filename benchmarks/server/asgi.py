@@ -1,0 +1,7 @@
+"""The ASGI application of the benchmark."""
+
+from django.core.asgi import get_asgi_application
+
+from django_localsync.routing import localsync_application
+
+application = localsync_application(get_asgi_application())

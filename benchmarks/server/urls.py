@@ -1,0 +1,5 @@
+"""The sync endpoints at the root."""
+
+from django.urls import include, path
+
+urlpatterns = [path("", include("django_localsync.urls"))]
