@@ -74,9 +74,6 @@ class Settings:
     stream_pool_size: int = 8
     """Database connections that one ASGI process uses to read for its streams."""
 
-    heartbeat_interval_s: float = 60.0
-    """Pause between the messages that let the slot of an idle database advance."""
-
     unknown: tuple[str, ...] = field(default=())
     """Keys of LOCALSYNC that mean nothing; a system check names them."""
 

@@ -137,7 +137,8 @@ def test_truncate_takes_every_row_back(tables):
     execute("INSERT INTO note SELECT i, 'ann', i FROM generate_series(1, 6000) AS i; INSERT INTO line VALUES (1, 'x')")
     with replicating(BY_OWNER) as replicator:
         execute(
-            "BEGIN; INSERT INTO note VALUES (0, 'ann', ''); TRUNCATE note; INSERT INTO note VALUES (1, 'ann', 'new'); COMMIT"
+            "BEGIN; INSERT INTO note VALUES (0, 'ann', ''); TRUNCATE note;"
+            "INSERT INTO note VALUES (1, 'ann', 'new'); COMMIT"
         )
         replicator.catch_up()
         assert titles() == {"1": "new"}
