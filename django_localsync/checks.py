@@ -16,6 +16,7 @@ from django.apps import apps
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as CheckWarning
 from django.db import connections
+from django.db.migrations.executor import MigrationExecutor
 
 from .conf import Settings, get_settings, read_rules
 from .exceptions import ConfigurationError, RulesError
@@ -67,12 +68,16 @@ def check_rules(**_: Any) -> list[CheckMessage]:
 
 @register(TAG, Tags.database)
 def check_rules_against_database(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Tables and columns that the rules name exist, and can match what they are compared with."""
+    """Tables and columns that the rules name exist, and can match what they are compared with.
+
+    `manage.py migrate` runs this too, and an error would keep it from making what is missing: while migrations wait
+    to be applied, nothing is said.
+    """
     try:
         alias, rules = get_settings().source, _compiled()
     except ConfigurationError:
         return []  # check_rules tells
-    if alias not in (databases or ()):
+    if alias not in (databases or ()) or _migrations_wait(alias):
         return []
     tables = _database_tables(alias)
     known = {table.name for table in _model_tables()}
@@ -116,6 +121,11 @@ def _where(definition: str | None, line: int | None, column: int | None) -> str:
 def _did_you_mean(name: str, known: Iterable[str]) -> str | None:
     near = difflib.get_close_matches(name, list(known), 1)
     return f"did you mean {near[0]}?" if near else None
+
+
+def _migrations_wait(alias: str) -> bool:
+    executor = MigrationExecutor(connections[alias])
+    return bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
 
 
 # Tables, of models or of the database
