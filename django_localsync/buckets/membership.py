@@ -39,6 +39,8 @@ class RowState(NamedTuple):
 
 NOWHERE = RowState()
 
+_PUT, _REMOVE = OpKind.PUT.value, OpKind.REMOVE.value  # reading an enum's value costs more than making a draft
+
 
 def encode_state(state: RowState) -> str:
     """The text that storage keeps; equal states have equal texts."""
@@ -61,20 +63,10 @@ def draft_changes(
     """
     puts = dict(after)
     gone = before if subkey_before != subkey_after else [place for place in before if place not in puts]
-    drafts: list[Draft] = [
-        (
-            bucket,
-            OpKind.REMOVE.value,
-            remove_checksum(row_type, row_id, subkey_before),
-            row_type,
-            row_id,
-            subkey_before,
-            None,
-        )
-        for bucket, row_type, row_id in gone
-    ]
-    drafts += [
-        (bucket, OpKind.PUT.value, put_checksum(row_type, row_id, data), row_type, row_id, subkey_after, data)
-        for (bucket, row_type, row_id), data in puts.items()
-    ]
+    drafts: list[Draft] = []
+    for bucket, row_type, row_id in gone:
+        checksum = remove_checksum(row_type, row_id, subkey_before)
+        drafts.append((bucket, _REMOVE, checksum, row_type, row_id, subkey_before, None))
+    for (bucket, row_type, row_id), data in puts.items():
+        drafts.append((bucket, _PUT, put_checksum(row_type, row_id, data), row_type, row_id, subkey_after, data))
     return drafts
