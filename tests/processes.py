@@ -1,6 +1,7 @@
 """Runs the product as a deployment does: replicator and ASGI server as processes of their own, on a given database.
 
-Their logs are printed when they end, so a failing test shows them. Should the test run itself be killed, they end too.
+Their logs are printed when they end, so a failing test shows them; tests that share processes call `print_logs` after
+each. Should the test run itself be killed, they end too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "asgi_process",
     "asgi_server",
     "free_port",
+    "print_logs",
     "project_environment",
     "replicator",
     "replicator_process",
@@ -47,7 +49,7 @@ class Process:
 
     def __init__(self, name: str, command: list[str], log: Path, environment: Mapping[str, str]) -> None:
         """`environment` is added to this process's own."""
-        self.name, self._log = name, log
+        self.name, self._log, self._printed = name, log, 0
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
@@ -79,6 +81,12 @@ class Process:
         """Wait until it has printed `text`."""
         wait_until(lambda: text in self.log, f"{self.name} prints {text!r}", START_TIMEOUT_S, check=self.check)
 
+    def print_log(self) -> None:
+        """Print what it has printed since this was last called."""
+        log = self.log
+        print(f"--- {self.name}\n{log[self._printed :]}")
+        self._printed = len(log)
+
     def kill(self) -> None:
         """End it as a power cut would (kill -9)."""
         self._process.kill()
@@ -103,13 +111,24 @@ def running(name: str, *command: str, environment: Mapping[str, str] | None = No
     """A process that is stopped afterwards, its log printed."""
     with TemporaryDirectory(prefix="localsync-process-") as folder:
         process = Process(name, list(command), Path(folder) / "log", environment or {})
+        _running.append(process)
         try:
             yield process
         finally:
+            _running.remove(process)
             try:
                 process.stop()
             finally:
-                print(f"--- {name}\n{process.log}")
+                process.print_log()
+
+
+def print_logs() -> None:
+    """Print what the running processes have printed since the last time."""
+    for process in _running:
+        process.print_log()
+
+
+_running: list[Process] = []
 
 
 @contextmanager

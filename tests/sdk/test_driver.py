@@ -11,7 +11,7 @@ TABLES = {"todos": {"title": "text", "done": "integer"}}
 TODOS = "SELECT id, title, done FROM todos ORDER BY id"
 
 
-def test_the_sdk_runs_without_anything_compiled_and_syncs():
+def test_the_sdk_runs_without_anything_compiled_and_syncs() -> None:
     with stand_in() as (server, address), node_client(TABLES) as device:
         assert device.versions["node"].startswith("24.")
         device.connect(address, "bad", "good")
@@ -21,13 +21,12 @@ def test_the_sdk_runs_without_anything_compiled_and_syncs():
         assert device.status["fetches"] == 2
 
 
-def test_local_writes_are_uploaded_by_transactions_and_replaced_by_the_backends_rows():
+def test_local_writes_are_uploaded_by_transactions_and_replaced_by_the_backends_rows() -> None:
     with stand_in() as (server, address), node_client(TABLES) as device:
         device.write(("INSERT INTO todos (id, title) VALUES (?, ?)", ["b", " Bread "]))
         device.write(("UPDATE todos SET done = 1 WHERE id = 'b'", []), ("DELETE FROM todos WHERE id = 'b'", []))
         device.connect(address, "good")
-        rows = [{"id": "a", "title": "Milk", "done": None}, {"id": "b", "title": "Bread", "done": 1}]
-        device.wait_for(rows, TODOS)
+        device.wait_for([{"id": "a", "title": "Milk", "done": None}, {"id": "b", "title": "Bread", "done": 1}], TODOS)
         assert device.status["queued"] == 0
     assert server.uploads == [
         {
@@ -49,6 +48,6 @@ def test_local_writes_are_uploaded_by_transactions_and_replaced_by_the_backends_
     ]
 
 
-def test_what_the_sdk_refuses_fails_the_test():
+def test_what_the_sdk_refuses_fails_the_test() -> None:
     with node_client(TABLES) as device, pytest.raises(AssertionError, match="no such table: absent"):
         device.query("SELECT * FROM absent")
