@@ -20,9 +20,12 @@ from tests.processes import Process, free_port, wait_until
 STOP_TIMEOUT_S = 20.0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data() -> Iterator[Path]:
-    """A folder whose parents anybody may enter, because root's Postgres runs as `nobody`."""
+    """A folder whose parents anybody may enter, because root's Postgres runs as `nobody`.
+
+    Each test finds what the one before it left, whatever happened to it: that is a promise of the demo.
+    """
     with tempfile.TemporaryDirectory(prefix="localsync-demo-") as name:
         Path(name).chmod(0o755)
         yield Path(name) / "data"

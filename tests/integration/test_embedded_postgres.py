@@ -46,7 +46,7 @@ def wait_until_gone(process_id: int) -> None:
 
 
 def test_it_is_ready_for_logical_replication_and_keeps_its_data(folder: Path):
-    with EmbeddedPostgres(folder) as url:
+    with EmbeddedPostgres(folder) as url:  # durable, as in the demo
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("CREATE TABLE note AS SELECT 'kept' AS text")
         assert read_one(url, "SHOW wal_level") == "logical"
