@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +10,12 @@ from typing import Any, LiteralString
 
 import httpx2
 import psycopg
+from django.contrib.auth.hashers import MD5PasswordHasher
 from django.contrib.auth.models import User
 from psycopg.rows import DictRow, dict_row
 
 from django_localsync.auth import make_token
-from tests.processes import START_TIMEOUT_S, asgi_server, project_environment, replicator, running
+from tests.processes import asgi_process, free_port, replicator
 from tests.settings import SECRET_KEY
 
 # The second lets this process make tokens that the server accepts.
@@ -25,14 +25,24 @@ ENVIRONMENT = {"DJANGO_SETTINGS_MODULE": "tests.sdk.settings", "SECRET_KEY": SEC
 class Backend:
     """A running example project with the users alice and bob."""
 
-    def __init__(self, address: str, connection: psycopg.Connection[DictRow]) -> None:
-        self.endpoint, self._connection = f"{address}/localsync", connection
+    def __init__(self, endpoint: str, connection: psycopg.Connection[DictRow]) -> None:
+        self.endpoint, self._connection = endpoint, connection
         self.token = cache(self._token)
 
     def rows(self, sql: LiteralString, **parameters: Any) -> list[DictRow]:
         """The rows that a statement returns; it is committed at once."""
         cursor = self._connection.execute(sql, parameters)
         return cursor.fetchall() if cursor.description else []
+
+    def add_user(self, name: str) -> None:
+        """Commit a user whose password is the name."""
+        self.rows(
+            "INSERT INTO auth_user (username, password, date_joined, is_active, is_staff, is_superuser,"
+            " first_name, last_name, email)"
+            " VALUES (%(name)s, %(password)s, now(), true, false, false, '', '', '')",
+            name=name,
+            password=MD5PasswordHasher().encode(name, "salt"),
+        )
 
     def user_id(self, name: str) -> int:
         """A user's primary key."""
@@ -90,12 +100,16 @@ class Backend:
 
 @contextmanager
 def running_backend(database_url: str) -> Iterator[Backend]:
-    """Seed the database, and run replicator and server on it."""
-    with running("seed", sys.executable, "manage.py", "seed", environment=project_environment(database_url)) as seed:
-        assert seed.wait(START_TIMEOUT_S) == 0, seed.log
-    with (
-        replicator(database_url, environment=ENVIRONMENT),
-        asgi_server(database_url, environment=ENVIRONMENT) as address,
-        psycopg.connect(database_url, autocommit=True, row_factory=dict_row) as connection,
-    ):
-        yield Backend(address, connection)
+    """A new backend: the users and a list that they share were there before replicator and server began to run."""
+    port = free_port()
+    with psycopg.connect(database_url, autocommit=True, row_factory=dict_row) as connection:
+        backend = Backend(f"http://127.0.0.1:{port}/localsync", connection)
+        for name in ("alice", "bob"):
+            backend.add_user(name)
+        backend.add_todo(backend.add_list("Household", "alice", "bob"), "Buy bread")
+        backend.add_todo(backend.add_list("Alice's own", "alice"), "A present for Bob")
+        with (
+            replicator(database_url, environment=ENVIRONMENT),
+            asgi_process(database_url, port=port, environment=ENVIRONMENT),
+        ):
+            yield backend

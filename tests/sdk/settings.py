@@ -12,3 +12,4 @@ _rules["streams"]["one_list"] = {
     " WHERE list_id = subscription.parameter('list') AND list_id IN my_lists",
 }
 LOCALSYNC = {**LOCALSYNC, "RULES": _rules}
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # tests log in often, and have no secrets
