@@ -1,0 +1,46 @@
+"""A Python client: a local SQLite database that is kept in sync with a django_localsync backend.
+
+Works where Django is not installed: needs only apsw, httpx2 and orjson. `Database` is for threads, `AsyncDatabase` for
+asyncio; both have the same methods. See docs/howto/python-client.md.
+"""
+
+from .async_database import AsyncDatabase, AsyncTransaction
+from .connector import (
+    AsyncConnector,
+    AsyncLocalSyncConnector,
+    Connector,
+    LocalSyncConnector,
+    RejectedOperation,
+    RejectedTransaction,
+)
+from .database import Database, Transaction
+from .schema import Column, ColumnType, Index, IndexColumn, Schema, Table
+from .status import SyncStatus
+from .sync import SyncOptions
+from .transport import Credentials
+from .upload_queue import CrudEntry, CrudTransaction, UpdateType
+
+__all__ = [
+    "AsyncConnector",
+    "AsyncDatabase",
+    "AsyncLocalSyncConnector",
+    "AsyncTransaction",
+    "Column",
+    "ColumnType",
+    "Connector",
+    "Credentials",
+    "CrudEntry",
+    "CrudTransaction",
+    "Database",
+    "Index",
+    "IndexColumn",
+    "LocalSyncConnector",
+    "RejectedOperation",
+    "RejectedTransaction",
+    "Schema",
+    "SyncOptions",
+    "SyncStatus",
+    "Table",
+    "Transaction",
+    "UpdateType",
+]
