@@ -81,6 +81,7 @@ class StorageReader:
         )
         self._rules: ServedRules | None = None
         self._loading = asyncio.Lock()
+        self._readings: set[asyncio.Task[Reading]] = set()
 
     async def open(self) -> None:
         """Begin to make connections."""
@@ -95,7 +96,22 @@ class StorageReader:
 
         Raises LimitExceeded (500 PSYNC_S2305) for too many buckets or parameter results and RequestError
         (500 PSYNC_S2302) when no rules are active.
+
+        A caller that is cancelled leaves the read to end by itself: cut short, a pipeline leaves its connection with
+        answers that the next reader would take for its own.
         """
+        reading = asyncio.create_task(self._read_again(client))
+        self._readings.add(reading)
+        reading.add_done_callback(self._forget_reading)
+        return await asyncio.shield(reading)
+
+    def _forget_reading(self, reading: asyncio.Task[Reading]) -> None:
+        self._readings.discard(reading)
+        if not reading.cancelled():
+            reading.exception()  # seen: whoever asked may have gone away
+
+    async def _read_again(self, client: Client) -> Reading:
+        """Read, a second time where the server was restarted meanwhile."""
         try:
             return await self._read_checkpoint(client)
         except OperationalError:
