@@ -4,21 +4,22 @@ Works where Django is not installed: needs only apsw, httpx2 and orjson. `Databa
 asyncio; both have the same methods. See docs/howto/python-client.md.
 """
 
+from ..protocol.crud import CrudOperation, CrudTransaction, Op, OperationResult, Status, TransactionResult
 from .async_database import AsyncDatabase, AsyncTransaction
 from .connector import (
     AsyncConnector,
     AsyncLocalSyncConnector,
     Connector,
     LocalSyncConnector,
-    RejectedOperation,
-    RejectedTransaction,
+    Rejection,
+    UploadDeferred,
 )
 from .database import Database, Transaction
 from .schema import Column, ColumnType, Index, IndexColumn, Schema, Table
 from .status import SyncStatus
 from .sync import SyncOptions
 from .transport import Credentials
-from .upload_queue import CrudEntry, CrudTransaction, UpdateType
+from .upload_queue import CrudBatch
 
 __all__ = [
     "AsyncConnector",
@@ -29,18 +30,22 @@ __all__ = [
     "ColumnType",
     "Connector",
     "Credentials",
-    "CrudEntry",
+    "CrudBatch",
+    "CrudOperation",
     "CrudTransaction",
     "Database",
     "Index",
     "IndexColumn",
     "LocalSyncConnector",
-    "RejectedOperation",
-    "RejectedTransaction",
+    "Op",
+    "OperationResult",
+    "Rejection",
     "Schema",
+    "Status",
     "SyncOptions",
     "SyncStatus",
     "Table",
     "Transaction",
-    "UpdateType",
+    "TransactionResult",
+    "UploadDeferred",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from os import PathLike
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 
 import apsw
 
+from ..protocol.crud import CrudTransaction
 from . import upload_queue
 from .connector import AsyncConnector
 from .database import expect_row, from_microseconds
@@ -21,7 +22,7 @@ from .status import StatusHolder, SyncStatus
 from .store import Bindings, Row, Store
 from .subscriptions import DEFAULT_TTL_S, Key, subscribe, subscription_key
 from .sync import Synchroniser, SyncOptions, uncancelled
-from .upload_queue import CrudEntry, CrudTransaction
+from .upload_queue import CrudBatch
 
 T = TypeVar("T")
 
@@ -198,13 +199,16 @@ class AsyncDatabase:
 
     # The upload queue
 
-    async def get_crud_batch(self, limit: int = 100) -> list[CrudEntry]:
-        """The oldest queued writes."""
-        return await _in_thread(lambda: self._store.crud_entries(limit))
+    async def get_crud_batch(self, limit: int = 100) -> CrudBatch[Awaitable[None]] | None:
+        """The oldest queued writes, or None if there are none. A local transaction may be cut in two."""
+        operations = await _in_thread(lambda: self._store.crud_operations(limit))
+        return CrudBatch(operations, None, self.complete) if operations else None
 
-    async def get_next_crud_transaction(self) -> CrudTransaction | None:
-        """The oldest local transaction that is not uploaded."""
-        return next(iter(await self.get_crud_transactions(1)), None)
+    async def get_next_crud_transaction(self) -> CrudBatch[Awaitable[None]] | None:
+        """The oldest local transaction that is not uploaded, or None."""
+        for transaction in await self.get_crud_transactions(1):
+            return CrudBatch(transaction.operations, transaction.id, self.complete)
+        return None
 
     async def get_crud_transactions(self, max_operations: int = 100) -> list[CrudTransaction]:
         """The oldest local transactions, whole, until they hold `max_operations` writes."""

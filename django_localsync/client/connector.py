@@ -1,6 +1,6 @@
 """What connects a database to a backend: an app's own connector, or `LocalSyncConnector` for django_localsync's.
 
-The upload's body and answer are described in docs/reference/wire-protocol.md.
+The upload's body and answer are those of protocol/crud.py.
 """
 
 from __future__ import annotations
@@ -8,14 +8,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import httpx2
-import orjson
 
-from ..exceptions import AuthError, ProtocolError
-from .transport import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, Credentials, check_endpoint, read_data
-from .upload_queue import CrudTransaction
+from ..exceptions import AuthError, LocalSyncError, ProtocolError
+from ..protocol.crud import (
+    CrudTransaction,
+    Status,
+    TransactionResult,
+    UploadRequest,
+    encode_upload,
+    parse_answer,
+)
+from .transport import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, Credentials, check_endpoint, raise_for_status
 
 if TYPE_CHECKING:
     from .async_database import AsyncDatabase
@@ -24,6 +30,12 @@ if TYPE_CHECKING:
 MAX_OPERATIONS_PER_UPLOAD = 500
 
 logger = logging.getLogger("django_localsync.client")
+
+
+class UploadDeferred(LocalSyncError):
+    """The backend cannot take the oldest write now; it stays in the queue."""
+
+    code = "deferred"
 
 
 class Connector(Protocol):
@@ -51,27 +63,30 @@ class AsyncConnector(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class RejectedOperation:
-    """Why the backend refused one write: a stable `code` and messages by field."""
-
-    op_id: int
-    status: str
-    code: str | None = None
-    errors: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RejectedTransaction:
-    """A local transaction that the backend refused for good.
+class Rejection:
+    """A local transaction that the backend refused for good, with codes and messages per operation.
 
     It is out of the queue, and its rows get the backend's values with the next checkpoint.
     """
 
     transaction: CrudTransaction
-    operations: tuple[RejectedOperation, ...]
+    result: TransactionResult
 
 
-RejectionCallback = Callable[[RejectedTransaction], None]
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What an upload's answer means for the queue.
+
+    Everything up to `through_op_id` (None: nothing) is done with. `is_deferred`: the backend did not look at the
+    next transaction, which must be sent again after a pause.
+    """
+
+    through_op_id: int | None
+    rejections: tuple[Rejection, ...]
+    is_deferred: bool
+
+
+RejectionCallback = Callable[[Rejection], None]
 
 
 class LocalSyncConnector:
@@ -98,16 +113,17 @@ class LocalSyncConnector:
             credentials = self._credentials or self.fetch_credentials()
             response = self._http.post(
                 f"{self._endpoint}/upload",
-                content=upload_body(database.client_id, transactions),
+                content=encode_upload(UploadRequest(database.client_id, tuple(transactions))),
                 headers=credentials.headers | {"Content-Type": "application/json"},
             )
             try:
-                rejected = read_answer(transactions, response.status_code, response.content)
+                settlement = settle(transactions, response.status_code, response.content)
             except AuthError:
                 self._credentials = None
                 raise
-            database.complete(transactions[-1].operations[-1].op_id)
-            report_rejected(rejected, self._on_rejected)
+            if settlement.through_op_id is not None:
+                database.complete(settlement.through_op_id)
+            report(settlement, self._on_rejected)
 
 
 class AsyncLocalSyncConnector:
@@ -135,66 +151,51 @@ class AsyncLocalSyncConnector:
             credentials = self._credentials or await self.fetch_credentials()
             response = await self._http.post(
                 f"{self._endpoint}/upload",
-                content=upload_body(database.client_id, transactions),
+                content=encode_upload(UploadRequest(database.client_id, tuple(transactions))),
                 headers=credentials.headers | {"Content-Type": "application/json"},
             )
             try:
-                rejected = read_answer(transactions, response.status_code, response.content)
+                settlement = settle(transactions, response.status_code, response.content)
             except AuthError:
                 self._credentials = None
                 raise
-            await database.complete(transactions[-1].operations[-1].op_id)
-            report_rejected(rejected, self._on_rejected)
+            if settlement.through_op_id is not None:
+                await database.complete(settlement.through_op_id)
+            report(settlement, self._on_rejected)
 
 
-def upload_body(client_id: str, transactions: Sequence[CrudTransaction]) -> bytes:
-    """The body of POST upload."""
-    return orjson.dumps(
-        {
-            "client_id": client_id,
-            "transactions": [
-                {"id": each.id, "operations": [entry.to_json() for entry in each.operations]} for each in transactions
-            ],
-        }
-    )
-
-
-def read_answer(transactions: Sequence[CrudTransaction], status: int, body: bytes) -> list[RejectedTransaction]:
-    """The transactions that were refused.
+def settle(transactions: Sequence[CrudTransaction], status: int, body: bytes) -> Settlement:
+    """What the answer says about the transactions that were sent.
 
     Raises AuthError for 401, RequestError for another failure, and ProtocolError if the answer is silent about a
-    transaction: it then stays in the queue.
+    transaction: they then stay in the queue.
     """
-    data = read_data(status, body)
-    try:
-        results = {result["id"]: result for result in data["transactions"]}
-        silent = [each.id for each in transactions if results[each.id]["status"] not in _STATUSES]
-        rejected = [
-            RejectedTransaction(each, tuple(_operation(item) for item in results[each.id].get("operations", ())))
-            for each in transactions
-            if results[each.id]["status"] == "rejected"
-        ]
-    except (KeyError, TypeError, AttributeError):
-        raise ProtocolError("the answer to an upload does not list its transactions") from None
-    if silent:
-        raise ProtocolError(f"the answer to an upload has an unknown status for transactions {silent}")
-    return rejected
+    raise_for_status(status, body)
+    results = {result.id: result for result in parse_answer(body)}
+    through: int | None = None
+    rejections: list[Rejection] = []
+    for transaction in transactions:
+        result = results.get(transaction.id)
+        if result is None:
+            raise ProtocolError(f"the answer to an upload is silent about transaction {transaction.id}")
+        if result.status is Status.DEFERRED:
+            return Settlement(through, tuple(rejections), is_deferred=True)
+        if result.status is Status.REJECTED:
+            rejections.append(Rejection(transaction, result))
+        through = transaction.operations[-1].op_id
+    return Settlement(through, tuple(rejections), is_deferred=False)
 
 
-def report_rejected(rejected: Sequence[RejectedTransaction], callback: RejectionCallback | None) -> None:
-    """Log refused transactions and tell the app."""
-    for each in rejected:
+def report(settlement: Settlement, on_rejected: RejectionCallback | None) -> None:
+    """Log refused transactions and tell the app. Raises UploadDeferred if the rest must wait."""
+    for rejection in settlement.rejections:
+        codes = {operation.code for operation in rejection.result.operations if operation.code}
         logger.warning(
-            "the backend rejected local transaction %d (%s)",
-            each.transaction.id,
-            ", ".join(sorted({operation.code or operation.status for operation in each.operations})),
+            "the backend rejected local transaction %d: %s",
+            rejection.transaction.id,
+            ", ".join(sorted(codes)) or "no code given",
         )
-        if callback:
-            callback(each)
-
-
-_STATUSES = frozenset({"applied", "rejected", "deferred"})
-
-
-def _operation(item: dict[str, Any]) -> RejectedOperation:
-    return RejectedOperation(item["op_id"], item["status"], item.get("code"), item.get("errors"))
+        if on_rejected:
+            on_rejected(rejection)
+    if settlement.is_deferred:
+        raise UploadDeferred("the backend deferred the oldest write; it is sent again later")

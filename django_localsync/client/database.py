@@ -13,6 +13,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from ..protocol.crud import CrudTransaction
 from . import upload_queue
 from .connector import Connector
 from .schema import Schema
@@ -20,7 +21,7 @@ from .status import StatusHolder, SyncStatus
 from .store import Bindings, Row, Store
 from .subscriptions import DEFAULT_TTL_S, Key, subscribe, subscription_key
 from .sync import Synchroniser, SyncOptions, uncancelled
-from .upload_queue import CrudEntry, CrudTransaction
+from .upload_queue import CrudBatch
 
 T = TypeVar("T")
 
@@ -187,13 +188,16 @@ class Database:
 
     # The upload queue
 
-    def get_crud_batch(self, limit: int = 100) -> list[CrudEntry]:
-        """The oldest queued writes."""
-        return self._store.crud_entries(limit)
+    def get_crud_batch(self, limit: int = 100) -> CrudBatch[None] | None:
+        """The oldest queued writes, or None if there are none. A local transaction may be cut in two."""
+        operations = self._store.crud_operations(limit)
+        return CrudBatch(operations, None, self.complete) if operations else None
 
-    def get_next_crud_transaction(self) -> CrudTransaction | None:
-        """The oldest local transaction that is not uploaded."""
-        return next(iter(self._store.crud_transactions(1)), None)
+    def get_next_crud_transaction(self) -> CrudBatch[None] | None:
+        """The oldest local transaction that is not uploaded, or None."""
+        for transaction in self._store.crud_transactions(1):
+            return CrudBatch(transaction.operations, transaction.id, self.complete)
+        return None
 
     def get_crud_transactions(self, max_operations: int = 100) -> list[CrudTransaction]:
         """The oldest local transactions, whole, until they hold `max_operations` writes."""

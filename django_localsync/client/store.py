@@ -18,6 +18,7 @@ from typing import Any, assert_never, cast
 import apsw
 import apsw.ext
 
+from ..protocol.crud import CrudOperation, CrudTransaction
 from . import bucket_storage, subscriptions, upload_queue
 from .engine import (
     FULL_SYNC_PRIORITY,
@@ -244,12 +245,12 @@ class Store:
         with self._reader_lock:
             yield self._reader
 
-    def crud_entries(self, limit: int) -> list[upload_queue.CrudEntry]:
+    def crud_operations(self, limit: int) -> tuple[CrudOperation, ...]:
         """The oldest queued writes."""
         with self._reading() as connection:
-            return list(upload_queue.read_entries(connection, limit))
+            return upload_queue.read_operations(connection, limit)
 
-    def crud_transactions(self, max_operations: int) -> list[upload_queue.CrudTransaction]:
+    def crud_transactions(self, max_operations: int) -> list[CrudTransaction]:
         """The oldest queued transactions, whole."""
         with self._reading() as connection:
             return upload_queue.read_transactions(connection, max_operations)

@@ -5,69 +5,38 @@ Functions run inside the caller's transaction. Rules: docs/reference/wire-protoc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from itertools import groupby
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import apsw
 import orjson
 
+from ..protocol.crud import CrudOperation, CrudTransaction, Op
 from .bucket_storage import get_value, set_value
 from .ddl import GATE_CLOSED, GATE_KEY
 
-
-class UpdateType(Enum):
-    """What a local write did to its row."""
-
-    PUT = "PUT"
-    PATCH = "PATCH"
-    DELETE = "DELETE"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class CrudEntry:
-    """One local write.
+class CrudBatch(Generic[Result]):
+    """The oldest writes of the queue; `transaction_id` if they are exactly one local transaction.
 
-    `op_id` is the queue's own number: it rises, and stays the same when an upload is repeated. `data`: all values
-    that are not null for a PUT, the changed ones for a PATCH, None for a DELETE. `old` and `metadata` are there when
-    the table's schema asks for them.
+    An operation's `op_id` is the queue's own number: it rises, and stays the same when an upload is repeated.
     """
 
-    op_id: int
-    transaction_id: int
-    op: UpdateType
-    table: str
-    id: str
-    data: dict[str, Any] | None = None
-    old: dict[str, Any] | None = None
-    metadata: str | None = None
+    operations: tuple[CrudOperation, ...]
+    transaction_id: int | None
+    _complete: Callable[[int, int | None], Result]
 
-    def to_json(self) -> dict[str, Any]:
-        """The operation as an upload body has it."""
-        entry: dict[str, Any] = {"op_id": self.op_id, "op": self.op.value, "type": self.table, "id": self.id}
-        entry["data"] = self.data
-        if self.old is not None:
-            entry["old"] = self.old
-        if self.metadata is not None:
-            entry["metadata"] = self.metadata
-        return entry
+    def complete(self, write_checkpoint: int | None = None) -> Result:
+        """The backend has these writes: remove them from the queue (with an AsyncDatabase: to be awaited).
 
-
-@dataclass(frozen=True, slots=True)
-class CrudTransaction:
-    """All writes of one local transaction."""
-
-    id: int
-    operations: tuple[CrudEntry, ...]
-
-
-def read_entries(connection: apsw.Connection, limit: int) -> Iterator[CrudEntry]:
-    """The oldest writes of the queue, at most `limit`."""
-    rows = connection.execute("SELECT id, tx_id, data FROM ps_crud ORDER BY id LIMIT ?", (limit,))
-    for op_id, transaction_id, data in rows:
-        yield _entry(op_id, transaction_id, data)
+        `write_checkpoint`: the backend's own receipt, where it makes them itself.
+        """
+        return self._complete(self.operations[-1].op_id, write_checkpoint)
 
 
 def read_transactions(connection: apsw.Connection, max_operations: int) -> list[CrudTransaction]:
@@ -78,9 +47,15 @@ def read_transactions(connection: apsw.Connection, max_operations: int) -> list[
         (max_operations,),
     )
     return [
-        CrudTransaction(number, tuple(_entry(*row) for row in group))
+        CrudTransaction(number, tuple(_operation(op_id, data) for op_id, _, data in group))
         for number, group in groupby(rows, key=lambda row: row[1])
     ]
+
+
+def read_operations(connection: apsw.Connection, limit: int) -> tuple[CrudOperation, ...]:
+    """The oldest writes, at most `limit`."""
+    rows = connection.execute("SELECT id, data FROM ps_crud ORDER BY id LIMIT ?", (limit,))
+    return tuple(_operation(op_id, data) for op_id, data in rows)
 
 
 def first_op_id(connection: apsw.Connection) -> int | None:
@@ -119,15 +94,14 @@ def _sequence(connection: apsw.Connection) -> int:
     return row[0] if row else 0
 
 
-def _entry(op_id: int, transaction_id: int, text: str) -> CrudEntry:
-    entry = orjson.loads(text)
-    return CrudEntry(
-        op_id,
-        transaction_id,
-        UpdateType(entry["op"]),
-        entry["type"],
-        entry["id"],
-        entry.get("data"),
-        entry.get("old"),
-        entry.get("metadata"),
+def _operation(op_id: int, text: str) -> CrudOperation:
+    entry: dict[str, Any] = orjson.loads(text)
+    return CrudOperation(
+        op_id=op_id,
+        op=Op(entry["op"]),
+        type=entry["type"],
+        id=entry["id"],
+        data=entry.get("data"),
+        old=entry.get("old"),
+        metadata=entry.get("metadata"),
     )

@@ -1,8 +1,5 @@
 """The client against the recorded behaviour of the official one, through the real store on real files."""
 
-import json
-from pathlib import Path
-
 import apsw
 import orjson
 import pytest
@@ -20,16 +17,10 @@ from django_localsync.client.engine import (
 )
 from django_localsync.client.store import Store
 from django_localsync.exceptions import ProtocolError
-
-VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "vectors.json").read_text())["groups"]
-OPERATION_NAMES = {"PUT", "REMOVE", "MOVE", "CLEAR"}
+from tests.vectors import vectors
 
 
-def vectors(group):
-    return pytest.mark.parametrize("vector", VECTORS[group], ids=[vector["id"] for vector in VECTORS[group]])
-
-
-@vectors("client_sync")
+@pytest.mark.parametrize("vector", vectors("client_sync"))
 def test_client_ends_in_the_recorded_state_after_sync_lines(vector, tmp_path):
     store = Store(tmp_path / "client.db", Schema.from_json(vector["schema"]))
 
@@ -102,7 +93,7 @@ def state_of(store):
     }
 
 
-@vectors("client_crud")
+@pytest.mark.parametrize("vector", vectors("client_crud"))
 def test_local_writes_are_queued_as_recorded(vector, tmp_path):
     store = Store(tmp_path / "client.db", Schema.from_json(vector["schema"]))
 
@@ -133,7 +124,7 @@ def run_statement(store, sql):
     return True
 
 
-@vectors("client_schema_objects")
+@pytest.mark.parametrize("vector", vectors("client_schema_objects"))
 def test_schema_makes_the_recorded_objects(vector, tmp_path):
     store = Store(tmp_path / "client.db", Schema.from_json(vector["schema"]))
 
@@ -147,7 +138,7 @@ def test_schema_makes_the_recorded_objects(vector, tmp_path):
     assert objects == vector["objects"]
 
 
-@vectors("line_parsing")
+@pytest.mark.parametrize("vector", vectors("line_parsing"))
 def test_lines_are_accepted_or_refused_as_recorded(vector, tmp_path):
     store = Store(tmp_path / "client.db", Schema([]))
     iteration = SyncIteration()
