@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from .expressions import REQUEST, Call, Element, Expr, Literal, Present, parties, walk
 from .queries import sort_key
 from .syntax import SqlError
+from .translate import Notes
 
 MAX_VARIANTS = 100
 
@@ -30,31 +31,31 @@ class Variant:
     edges: tuple[Edge, ...]
 
 
-def variants(condition: Expr, at: int) -> list[Variant]:
+def variants(condition: Expr, notes: Notes) -> list[Variant]:
     """The variants of a condition, without repetition. Raises SqlError for terms that cannot be evaluated."""
-    terms = {_variant_key(conjunct): conjunct for conjunct in _normal_form(_push_not(condition, False, at), at)}
-    return [_classify(conjunct, at) for conjunct in terms.values()]
+    terms = {_variant_key(conjunct): conjunct for conjunct in _normal_form(_push_not(condition, False, notes), notes)}
+    return [_classify(conjunct, notes) for conjunct in terms.values()]
 
 
 def _variant_key(terms: tuple[Term, ...]) -> str:
     return "".join(sorted(sort_key(term) for term in terms))
 
 
-def _push_not(expr: Expr, negated: bool, at: int) -> Expr:
+def _push_not(expr: Expr, negated: bool, notes: Notes) -> Expr:
     """NOT moved inwards to terms of a single party, which evaluate it themselves."""
     if isinstance(expr, Call) and expr.name == "not":
-        return _push_not(expr.arguments[0], not negated, at)
+        return _push_not(expr.arguments[0], not negated, notes)
     if _is_simple(expr):
         return Call("not", (expr,)) if negated else expr
     if isinstance(expr, Call) and expr.name in ("and", "or"):
         name = {"and": "or", "or": "and"}[expr.name] if negated else expr.name
-        return Call(name, tuple(_push_not(argument, negated, at) for argument in expr.arguments))
+        return Call(name, tuple(_push_not(argument, negated, notes) for argument in expr.arguments))
     if negated and len(parties(expr)) <= 1:
         return Call("not", (expr,))
     if negated:
-        raise SqlError(
+        raise notes.error(
             "NOT cannot be applied to a comparison of a row with another table or with the request",
-            at,
+            expr,
             "state which rows are to be synced rather than which are not; NOT IN (SELECT …) is not supported",
         )
     return expr
@@ -65,20 +66,23 @@ def _is_simple(expr: Expr) -> bool:
     return len(parties(expr)) <= 1 and not any(isinstance(node, Element | Present) for node in walk(expr))
 
 
-def _normal_form(expr: Expr, at: int) -> list[tuple[Term, ...]]:
+def _normal_form(expr: Expr, notes: Notes) -> list[tuple[Term, ...]]:
     """The condition as OR of ANDs. Terms over the same single party stay together."""
     if not isinstance(expr, Call) or expr.name not in ("and", "or") or _is_simple(expr):
         return [(expr,)]
     parts = _merged(expr)
     if len(parts) == 1:
-        return _normal_form(parts[0], at) if parts[0] != expr else [(expr,)]
+        return _normal_form(parts[0], notes) if parts[0] != expr else [(expr,)]
     if expr.name == "or":
-        return _bounded([term for part in parts for term in _normal_form(part, at)], at)
+        found = [term for part in parts for term in _normal_form(part, notes)]
+        if len(found) > MAX_VARIANTS:
+            raise _too_many(expr, notes)
+        return found
     product: list[tuple[Term, ...]] = [()]
     for part in parts:
-        options = _normal_form(part, at)
+        options = _normal_form(part, notes)
         if len(product) * len(options) > MAX_VARIANTS:
-            raise _too_many(at)
+            raise _too_many(expr, notes)
         product = [(*terms, *option) for terms in product for option in options]
     return product
 
@@ -100,21 +104,15 @@ def _flat(expr: Call) -> list[Expr]:
     return found
 
 
-def _bounded(terms: list[tuple[Term, ...]], at: int) -> list[tuple[Term, ...]]:
-    if len(terms) > MAX_VARIANTS:
-        raise _too_many(at)
-    return terms
-
-
-def _too_many(at: int) -> SqlError:
-    return SqlError(
+def _too_many(expr: Expr, notes: Notes) -> SqlError:
+    return notes.error(
         f"the condition has more than {MAX_VARIANTS} variants when OR is multiplied out",
-        at,
+        expr,
         "split it into several queries or streams",
     )
 
 
-def _classify(terms: tuple[Term, ...], at: int) -> Variant:
+def _classify(terms: tuple[Term, ...], notes: Notes) -> Variant:
     filters: dict[int, list[Expr]] = {}
     edges: list[Edge] = []
     tables: dict[int, None] = {}
@@ -127,7 +125,7 @@ def _classify(terms: tuple[Term, ...], at: int) -> Variant:
             party = next(iter(involved), REQUEST)
             filters.setdefault(party, []).append(term)
         else:
-            edges.append(_edge(term, at))
+            edges.append(_edge(term, notes))
     sorted_filters = {party: _distinct(found) for party, found in filters.items()}
     return Variant(tuple(tables), sorted_filters, tuple(dict.fromkeys(edges)))
 
@@ -138,19 +136,21 @@ def _distinct(filters: list[Expr]) -> tuple[Expr, ...]:
     return tuple(expr for _, expr in sorted(unique.items()))
 
 
-def _edge(term: Term, at: int) -> Edge:
+def _edge(term: Term, notes: Notes) -> Edge:
     if isinstance(term, Call) and term.name == "=":
         left, right = term.arguments
         left_parties, right_parties = parties(left), parties(right)
         if len(left_parties) == 1 and len(right_parties) == 1:
             (a,), (b,) = left_parties, right_parties
             return (a, left, b, right)
-        raise SqlError(
-            "one side of = mixes columns of a row with another table or with the request", at, "compare them one by one"
+        raise notes.error(
+            "one side of = mixes columns of a row with another table or with the request",
+            term,
+            "compare them one by one",
         )
-    raise SqlError(
+    raise notes.error(
         "a row can be compared with another table or with the request only by =, IN or &&",
-        at,
+        term,
         "compute the other condition into a column, or filter on the device",
     )
 

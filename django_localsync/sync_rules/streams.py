@@ -385,7 +385,7 @@ def compile_query(
     query = _Query(language, notes, expressions, default_schema)
     scope, conditions = query.sources(select, None)
     table, selection = query.selection(select, scope)
-    found = variants(conjunction((Present(table), *conditions)), select.at)
+    found = variants(conjunction((Present(table), *conditions)), notes)
     return [_variant_query(query, variant, table, selection) for variant in found], query.used
 
 

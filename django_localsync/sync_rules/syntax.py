@@ -11,9 +11,8 @@ class SqlError(Exception):
     `origin` is the name of the common table expression in whose text the offset is; None: the query's own.
     """
 
-    def __init__(self, message: str, at: int, hint: str | None = None) -> None:
-        self.message, self.at, self.hint = message, at, hint
-        self.origin: str | None = None
+    def __init__(self, message: str, at: int, hint: str | None = None, origin: str | None = None) -> None:
+        self.message, self.at, self.hint, self.origin = message, at, hint, origin
         super().__init__(message)
 
 

@@ -9,7 +9,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .expressions import USER_ID, Call, Column, Expr, Literal, Request
+from .expressions import USER_ID, Call, Column, Expr, Literal, Request, walk
 from .functions import FUNCTIONS
 from .plan import TablePattern
 from .syntax import (
@@ -113,10 +113,16 @@ class Notes:
     columns: list[ColumnUse] = field(default_factory=list)
     warnings: list[QueryWarning] = field(default_factory=list)
     origin: str | None = None
+    places: dict[Expr, tuple[int, str | None]] = field(default_factory=dict)
 
     def column(self, table: TablePattern, column: str, at: int, *, equals_user_id: bool = False) -> None:
         """Note a column."""
         self.columns.append(ColumnUse(table, column, at, equals_user_id, self.origin))
+
+    def error(self, message: str, expr: Expr, hint: str) -> SqlError:
+        """An error about an expression, where that was written."""
+        at, origin = next((self.places[node] for node in walk(expr) if node in self.places), (0, None))
+        return SqlError(message, at, hint, origin)
 
     def warn(self, message: str, at: int, hint: str | None) -> None:
         """Note a warning."""
@@ -140,7 +146,9 @@ class Translator:
             case FunctionCall():
                 return self._call(node, scope)
             case Operation():
-                return self._operation(node, scope)
+                found = self._operation(node, scope)
+                self.notes.places.setdefault(found, (node.at, self.notes.origin))
+                return found
             case Case():
                 return self._case(node, scope)
             case Cast(operand, type_name, at):
@@ -195,7 +203,9 @@ class Translator:
         for column, other in ((left, right), (right, left)):
             if isinstance(column, Column) and other == USER_ID:
                 self.note_user_id(column, at)
-        return Call("=", (left, right))
+        found = Call("=", (left, right))
+        self.notes.places.setdefault(found, (at, self.notes.origin))
+        return found
 
     def note_user_id(self, column: Column, at: int) -> None:
         """Remember that a column is compared with the user's id."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from django_localsync.pgoutput.values import PgType
@@ -64,15 +64,23 @@ class Index:
 
     def resolve(self, request: RequestParameters) -> Resolution:
         """Run a request to its end."""
-        running = self._plan.resolve(request)
-        answer: dict[LookupKey, list[str]] | None = None
+        running = self._run(request)
+        while True:
+            try:
+                self.stages.append(next(running))
+            except StopIteration as stop:
+                resolution: Resolution = stop.value
+                return resolution
+
+    def _run(self, request: RequestParameters) -> Generator[Sequence[LookupKey], None, Resolution]:
+        """Resolve, answering each stage, and yield the keys it asked."""
+        resolving = self._plan.resolve(request)
         try:
+            keys = next(resolving)
             while True:
-                keys = next(running) if answer is None else running.send(answer)
-                self.stages.append(keys)
-                answer = {key: self._entries[key] for key in keys if key in self._entries}
+                yield keys
+                keys = resolving.send({key: self._entries[key] for key in keys if key in self._entries})
         except StopIteration as stop:
-            assert isinstance(stop.value, Resolution)
             return stop.value
 
 

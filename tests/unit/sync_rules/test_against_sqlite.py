@@ -1,0 +1,168 @@
+"""The rows that a user reaches through buckets are those that the rule gives as SQL, run by SQLite for that user.
+
+SQLite, because the values of the language are SQLite's. What differs by definition is left out of the grammar:
+`!=` and NOT with NULL (1 instead of NULL), and NULL as a value of the request.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_localsync.exceptions import RulesError
+from django_localsync.sync_rules import compile_rules
+from django_localsync.sync_rules.plan import Plan, RequestParameters, Subscription
+from tests.unit.sync_rules.rules import Index, evaluate
+
+TABLES = ("docs", "teams", "members")
+COLUMNS = ("id", "a", "b", "tags")
+Row = Mapping[str, Any]
+
+# Few values, so that they meet often.
+small = st.integers(1, 2)
+texts = st.sampled_from(["u1", "u2"])
+values = st.sampled_from([1, 2, "u1", "u2", None])
+arrays = st.sampled_from([None, "[]", '[1,"u1"]', '["u2"]', '["u1","u2"]', "[2,2]", "[null,1]"])
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> dict[str, list[Row]]:
+    return {
+        table: [
+            {"id": f"{table}{number}", "a": draw(values), "b": draw(values), "tags": draw(arrays)}
+            for number in range(draw(st.integers(3, 6)))
+        ]
+        for table in TABLES
+    }
+
+
+REQUEST_VALUES = ("auth.user_id()", "auth.parameter('team')", "subscription.parameter('p')")
+
+
+@st.composite
+def conditions(draw: st.DrawFn, names: Sequence[str], depth: int = 2) -> str:
+    """A condition over tables by these names."""
+    if depth and draw(st.booleans()):
+        operator = draw(st.sampled_from([" AND ", " OR "]))
+        count = draw(st.integers(2, 3))
+        return "(" + operator.join(draw(conditions(names, depth - 1)) for _ in range(count)) + ")"
+    column = f"{draw(st.sampled_from(names))}.{draw(st.sampled_from(['a', 'b']))}"
+    request = st.sampled_from(REQUEST_VALUES)
+    kinds = ["request"] * 3 + ["column", "literal", "test", "array", "list"] + ["subquery"] * (4 if depth else 0)
+    match draw(st.sampled_from(kinds)):
+        case "request":
+            return f"{column} = {draw(request)}"
+        case "column":
+            return f"{column} = {draw(st.sampled_from(names))}.{draw(st.sampled_from(['a', 'b']))}"
+        case "literal":
+            return f"{column} = {draw(literals)}"
+        case "test":
+            return column + draw(st.sampled_from([" IS NULL", " IS NOT NULL", " > 1", " BETWEEN 1 AND 2"]))
+        case "array":
+            return f"{draw(request)} IN {draw(st.sampled_from(names))}.tags"
+        case "list":
+            return f"{column} IN subscription.parameter('list')"
+        case _:
+            value = draw(st.one_of(st.just(column), request))
+            return f"{value} IN ({draw(subqueries(depth - 1))})"
+
+
+literals = st.one_of(small.map(str), texts.map(lambda text: f"'{text}'"))
+
+
+@st.composite
+def subqueries(draw: st.DrawFn, depth: int) -> str:
+    table = draw(st.sampled_from(TABLES[1:]))
+    where = f" WHERE {draw(conditions([table], depth))}" if draw(st.integers(0, 3)) else ""
+    return f"SELECT {table}.{draw(st.sampled_from(['a', 'b']))} FROM {table}{where}"
+
+
+@st.composite
+def queries(draw: st.DrawFn) -> str:
+    joined = draw(st.integers(0, 3))
+    if joined == 0:
+        condition = draw(conditions(["docs", "t"], 2))
+        return f"SELECT docs.* FROM docs JOIN teams AS t ON {draw(conditions(['docs', 't'], 0))} WHERE {condition}"
+    if joined == 1:
+        condition = draw(conditions(["docs"], 1))
+        element = f"e.value = {draw(st.sampled_from(REQUEST_VALUES))}"
+        operator = draw(st.sampled_from(["AND", "OR"]))
+        return f"SELECT docs.* FROM docs, json_each(docs.tags) AS e WHERE {element} {operator} {condition}"
+    return f"SELECT * FROM docs WHERE {draw(conditions(['docs'], 2))}"
+
+
+def by_sqlite(query: str, data: Mapping[str, Sequence[Row]], request: Mapping[str, Any]) -> set[str]:
+    """The ids of the rows that the query gives, with the request's values put in."""
+    connection = sqlite3.connect(":memory:")
+    for table, rows in data.items():
+        connection.execute(f"CREATE TABLE {table} (id, a, b, tags)")
+        connection.executemany(f"INSERT INTO {table} VALUES (:id, :a, :b, :tags)", rows)
+    sql = query
+    for call, value in request.items():
+        sql = sql.replace(call, f"json_value({json.dumps(value).replace(chr(34), chr(39))})")
+    sql = sql.replace("json_value('", "('").replace("json_value(", "(")
+    for name in ("docs.tags", "teams.tags", "members.tags", "t.tags"):
+        sql = sql.replace(f"IN {name}", f"IN (SELECT value FROM json_each({name}))")
+    sql = sql.replace("IN subscription.parameter('list')", f"IN (SELECT value FROM json_each('{LIST}'))")
+    return {row[0] for row in connection.execute(sql)}
+
+
+LIST = '[1,"u1"]'
+
+
+def as_vector(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {"null": True}
+    return {"int": str(value)} if isinstance(value, int) else {"text": value}
+
+
+class TooManyVariants(Exception):
+    """The condition is larger than the language allows."""
+
+
+def compiled(query: str) -> Plan:
+    try:
+        return compile_rules({"config": {"edition": 3}, "streams": {"s": {"query": query}}}).plan
+    except RulesError as error:
+        if "variants" in error.message or "kinds of buckets" in error.message:
+            raise TooManyVariants from error
+        raise
+
+
+def by_buckets(query: str, data: Mapping[str, Sequence[Row]], request: Mapping[str, Any]) -> set[str]:
+    """The ids of the rows in the buckets that the request may have."""
+    plan = compiled(query)
+    index = Index(plan)
+    held: dict[tuple[int, str], set[str]] = {}
+    for table, rows in data.items():
+        for row in rows:
+            record = {name: as_vector(value) for name, value in row.items()}
+            index.add(table, record)
+            buckets, _, errors = evaluate(plan, table, record)
+            assert errors == []
+            for bucket in buckets:
+                held.setdefault((bucket.source, bucket.parameters), set()).add(bucket.row_id)
+    parameters = {"p": request["subscription.parameter('p')"], "list": json.loads(LIST)}
+    asked = RequestParameters(
+        {"sub": request["auth.user_id()"], "team": request["auth.parameter('team')"]},
+        {},
+        [Subscription("s", parameters)],
+    )
+    resolution = index.resolve(asked)
+    assert [stream.errors for stream in resolution.streams] == [()]
+    return {row for bucket in resolution.buckets for row in held.get((bucket.source, bucket.parameters), ())}
+
+
+@given(queries(), tables(), texts, st.one_of(small, texts), st.one_of(small, texts))
+def test_buckets_hold_what_the_query_selects(
+    query: str, data: dict[str, list[Row]], user: str, team: int | str, parameter: int | str
+) -> None:
+    request = {"auth.user_id()": user, "auth.parameter('team')": team, "subscription.parameter('p')": parameter}
+    with suppress(TooManyVariants):
+        assert by_buckets(query, data, request) == by_sqlite(query, data, request)
