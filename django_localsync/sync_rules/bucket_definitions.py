@@ -32,6 +32,7 @@ from .tables import table_pattern
 from .translate import Language, Notes, Translator, suggestion
 
 MAX_WAYS = 100
+MAX_ARRAYS = 20
 _PRIORITY = "_priority"
 _REQUEST_OBJECTS = {"token_parameters": Request("token"), "user_parameters": Request("connection")}
 
@@ -152,6 +153,8 @@ class _Query(Translator):
 
     def iterate(self, array: Expr) -> Element:
         self._iterations += 1
+        if self._iterations > MAX_ARRAYS:
+            raise SqlError(f"the query goes through more than {MAX_ARRAYS} arrays", self.select.at, "split it")
         return Element(array, self._iterations, "value")
 
     def note_user_id(self, column: Column, at: int) -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from ..exceptions import RulesError
 from ..pgoutput.values import ValueOptions
-from .document import Mapping, Node, Place, Scalar, Sequence, locate
+from .document import Locator, Mapping, Node, Place, Scalar, Sequence
 from .syntax import SqlError
 from .translate import suggestion
 
@@ -45,7 +45,7 @@ class Findings:
     """Collects errors and warnings of one document, with their places."""
 
     def __init__(self, text: str) -> None:
-        self._text = text
+        self._locator = Locator(text)
         self.errors: list[RulesError] = []
         self.warnings: list[RulesWarning] = []
 
@@ -56,19 +56,19 @@ class Findings:
 
     def sql_error(self, error: SqlError, query: Scalar, definition: str | None) -> None:
         """Note an error inside a query."""
-        line, column = locate(self._text, query, error.at)
+        line, column = self._locator.locate(query, error.at)
         self.errors.append(RulesError(error.message, definition=definition, line=line, column=column, hint=error.hint))
 
     def warn(
         self, kind: str, message: str, query: Scalar, at: int, definition: str | None, hint: str | None = None
     ) -> None:
         """Note a warning about a query (or any scalar, with `at` 0)."""
-        line, column = locate(self._text, query, at)
+        line, column = self._locator.locate(query, at)
         self.warnings.append(RulesWarning(kind, message, definition, line, column, hint))
 
     def position(self, query: Scalar, at: int) -> tuple[int | None, int | None]:
         """Line and column of an offset in a query."""
-        return locate(self._text, query, at)
+        return self._locator.locate(query, at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from collections.abc import Mapping as AbstractMapping
 from collections.abc import Sequence as AbstractSequence
@@ -81,28 +82,42 @@ def canonical_json(source: Source) -> str:
     return json.dumps(_to_python(read_document(source)), ensure_ascii=False, separators=(",", ":"))
 
 
-def locate(text: str, node: Scalar, at: int) -> tuple[int | None, int | None]:
-    """Line and column, from 1, of the character `at` of a text scalar.
+class Locator:
+    """Finds characters of text scalars in the YAML text they came from.
 
-    The scalar's characters are searched one by one in the YAML text, whose indentation, folding and quotes are
-    passed over; escapes in double quotes may put the column off.
+    A scalar's characters are searched one by one in the text, whose indentation, folding and quotes are passed over;
+    escapes in double quotes may put the column off.
     """
-    if node.place is None or not isinstance(node.value, str):
-        return None, None
-    offset = node.place.offset
-    if text[offset : offset + 1] in ("|", ">"):
-        offset = text.find("\n", offset)
-    elif text[offset : offset + 1] in ("'", '"'):
-        offset += 1
-    position = offset
-    for character in node.value[: at + 1]:
-        if not character.isspace():
-            found = text.find(character, offset)
-            if found < 0:
-                break
-            position, offset = found, found + 1
-    line_start = text.rfind("\n", 0, position) + 1
-    return text.count("\n", 0, position) + 1, position - line_start + 1
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
+        self._offsets: dict[Scalar, list[int]] = {}
+
+    def locate(self, node: Scalar, at: int) -> tuple[int | None, int | None]:
+        """Line and column, from 1, of the character `at` of a text; None and None if it came from a dict."""
+        if node.place is None or not isinstance(node.value, str):
+            return None, None
+        if node not in self._offsets:
+            self._offsets[node] = self._search(node.value, node.place.offset)
+        offsets = self._offsets[node]
+        offset = offsets[min(at, len(offsets) - 1)] if offsets else node.place.offset
+        line = bisect_right(self._line_starts, offset)
+        return line, offset - self._line_starts[line - 1] + 1
+
+    def _search(self, value: str, start: int) -> list[int]:
+        """The offset in the text of each character of a scalar."""
+        first = self._text[start : start + 1]
+        after = self._text.find("\n", start) if first in ("|", ">") else start + (first in ("'", '"'))
+        offsets, offset = [], after
+        for character in value:
+            if not character.isspace():
+                found = self._text.find(character, after)
+                if found < 0:
+                    break
+                offset, after = found, found + 1
+            offsets.append(offset)
+        return offsets
 
 
 class _Pairs(list[tuple[str, Any]]):

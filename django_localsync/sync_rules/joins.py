@@ -16,6 +16,7 @@ from .syntax import SqlError
 from .translate import Notes
 
 MAX_VARIANTS = 100
+MAX_TERMS = 2000  # of all variants together
 
 Term = Expr
 Edge = tuple[int, Expr, int, Expr]
@@ -84,6 +85,8 @@ def _normal_form(expr: Expr, notes: Notes) -> list[tuple[Term, ...]]:
         if len(product) * len(options) > MAX_VARIANTS:
             raise _too_many(expr, notes)
         product = [(*terms, *option) for terms in product for option in options]
+        if sum(map(len, product)) > MAX_TERMS:
+            raise _too_many(expr, notes)
     return product
 
 

@@ -30,6 +30,8 @@ _KINDS = {
 # Types whose text is as Postgres prints it the JSON of the value, or needs no escapes in it.
 _PRINTED_INTEGERS = {"int2", "int4", "int8", "oid"}
 _INDENT = "    "
+MAX_COMBINATIONS = 10_000
+"""Most combinations of elements of one row's arrays that one query goes through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class _Evaluator(Writer):
         self._suffixes: dict[str, str] = {}
         self._query: RowQuery
         self._selections: dict[Selection, int] = {}
+        self._data: dict[int, str] = {}  # source of the JSON of a selection
 
     def build(self, queries: Sequence[SourceQuery]) -> RowEvaluator:
         usable = [item for item in queries if self._is_usable(item)]
@@ -113,6 +116,7 @@ class _Evaluator(Writer):
             "json_each": json_each,
             "to_text": to_text,
             "report": self._report,
+            "too_many": _too_many,
         }
         return build(lines, "evaluate", self.names | names)
 
@@ -188,8 +192,13 @@ class _Evaluator(Writer):
     def _guarded(self, item: SourceQuery) -> list[str]:
         """One query; its failure leaves the row out of it alone."""
         self._query = item.query
-        lines = self._row_lines(item) if item.query.selection else self._lookup_lines(item)
+        into = "buckets" if item.query.selection else "lookups"
+        iterates = bool(_ordered_elements(item.query.expressions))
+        target = "found" if iterates else into
+        lines = self._row_lines(item, target) if item.query.selection else self._lookup_lines(item, target)
         lines = self._loops(item.query, lines)
+        if iterates:  # all or nothing: an element may fail after others
+            lines = ["found = []", *lines, f"{into} += found"]
         return [
             f"{_INDENT}try:",
             *(f"{_INDENT * 2}{line}" for line in lines),
@@ -205,36 +214,39 @@ class _Evaluator(Writer):
         iterations = _ordered_elements(query.expressions)
         if inner:
             lines = [f"if {' and '.join(inner)}:", *_indented(lines)]
+        if len(iterations) > 1:
+            lines = ["left -= 1", "if left < 0: raise too_many()", *lines]
         for element in reversed(iterations):
             array = self.value(element.argument).source
             number = element.number
             lines = [f"for key{number}, value{number} in json_each({array}):", *_indented(lines)]
+        if len(iterations) > 1:
+            lines = [f"left = {MAX_COMBINATIONS}", *lines]
         if outer:
             lines = [f"if {' and '.join(outer)}:", *_indented(lines)]
         return lines
 
-    def _row_lines(self, item: SourceQuery) -> list[str]:
+    def _row_lines(self, item: SourceQuery, target: str) -> list[str]:
         selection = item.query.selection
         assert selection is not None
         columns = self._selected(selection)
         number = self._selections.setdefault(selection, len(self._selections))
+        data = self._data.get(number) or self._data.setdefault(number, self._json(columns))
         names, lines = self._assigned("p", item.query.values)
         row_type = selection.row_type or self._table.name
         inner = [
-            f"if data{number} is None: data{number} = {self._json(columns)}",
-            f"buckets.append(new(BucketRow, ({item.source}, {self._parameters(item.query.values, names)}, "
+            f"if data{number} is None: data{number} = {data}",
+            f"{target}.append(new(BucketRow, ({item.source}, {self._parameters(item.query.values, names)}, "
             f"{row_type!r}, {self._row_id(columns)}, data{number})))",
         ]
         return lines + self._unless_null(item.query.values, names, inner)
 
-    def _lookup_lines(self, item: SourceQuery) -> list[str]:
+    def _lookup_lines(self, item: SourceQuery, target: str) -> list[str]:
         query = item.query
         keys, lines = self._assigned("p", query.values)
         outputs, more = self._assigned("o", query.outputs)
         outputs_source = f"outputs_text(({_listed(outputs)}))" if outputs else "'[]'"
-        add = (
-            f"lookups.append(new(LookupRow, ({item.source}, {self._parameters(query.values, keys)}, {outputs_source})))"
-        )
+        add = f"{target}.append(new(LookupRow, ({item.source}, {self._parameters(query.values, keys)}, {outputs_source})))"
         tested = (query.values, keys) if query.null_outputs else ((*query.values, *query.outputs), [*keys, *outputs])
         blobs = [name for name, expr in zip(outputs, query.outputs, strict=True) if may_be_blob(self.value(expr))]
         if query.null_outputs and blobs:
@@ -312,6 +324,10 @@ class _Evaluator(Writer):
         if code.kind is ValueKind.TEXT:
             return f"{code.source} or ''"
         return f"to_text({code.source}) or ''"
+
+
+def _too_many() -> EvaluationError:
+    return EvaluationError(f"the arrays of a row have more than {MAX_COMBINATIONS} combinations")
 
 
 def _numbers(expr: Expr) -> set[int]:

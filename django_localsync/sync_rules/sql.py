@@ -260,7 +260,7 @@ class _Parser:
             return self._binary(operator, left, self._expression(precedence + 1), token)
         if operator == "::":
             self._take()
-            self._chain(token)
+            self._chain(left, token)
             return Cast(left, self._type(), token.at)
         if operator in ("IS", "ISNULL", "NOTNULL") and least <= _IS:
             return self._is_test(left)
@@ -270,21 +270,20 @@ class _Parser:
 
     def _binary(self, operator: str, left: Node, right: Node, token: Token) -> Node:
         """Chains of AND, OR and || become one operation, so that they nest no deeper than they read."""
-        if not isinstance(left, Operation):
-            return Operation(operator, (left, right), token.at)
-        if left.operator == operator and operator in ("AND", "OR", "||"):
+        if isinstance(left, Operation) and left.operator == operator and operator in ("AND", "OR", "||"):
             return Operation(operator, (*left.operands, right), left.at)
-        self._chain(token)
+        self._chain(left, token)
         return Operation(operator, (left, right), token.at)
 
-    def _chain(self, token: Token) -> None:
-        self._chained += 1
+    def _chain(self, left: Node, token: Token) -> None:
+        """Count an operator that nests another one on its left."""
+        self._chained += isinstance(left, Operation | Cast)
         if self._chained > MAX_CHAINED:
             raise SqlError(f"more than {MAX_CHAINED} operators in chains", token.at, "use a generated column")
 
     def _is_test(self, left: Node) -> Node:
         token = self._take()
-        self._chain(token)
+        self._chain(left, token)
         if token.text != "is":
             return Operation("IS NULL" if token.text == "isnull" else "IS NOT NULL", (left,), token.at)
         negation = "NOT " if self._accept("not") else ""
@@ -295,7 +294,7 @@ class _Parser:
 
     def _range_test(self, left: Node) -> Node:
         at = self._next.at
-        self._chain(self._next)
+        self._chain(left, self._next)
         negated = self._accept("not")
         if self._accept("between"):
             low = self._expression(_RANGE + 1)

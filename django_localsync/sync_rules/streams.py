@@ -34,6 +34,9 @@ from .translate import Language, Notes, Translator, suggestion
 MAX_TABLES = 50
 """Most tables one query may read, each use counted."""
 
+MAX_ARRAYS = 20
+"""Most arrays one query may go through."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Table:
@@ -182,6 +185,8 @@ class _Query(Translator):
         if len(parties(array)) > 1:
             raise SqlError("json_each cannot mix columns with another table or with the request", at)
         self._iterations += 1
+        if self._iterations > MAX_ARRAYS:
+            raise SqlError(f"the query goes through more than {MAX_ARRAYS} arrays", at, "split it into several queries")
         return Element(array, self._iterations, "value")
 
     def _derived(

@@ -164,3 +164,10 @@ def test_identities_depend_on_meaning_alone():
     assert first.bucket_sources[0].identity == same.bucket_sources[1].identity
     assert first.bucket_sources[0].identity != different.bucket_sources[0].identity
     assert first.identity != same.identity
+
+
+def test_arrays_with_too_many_combinations_are_an_error():
+    plan = plan_of("SELECT * FROM t WHERE auth.parameter('x') IN a AND auth.parameter('y') IN b")
+    many = json.dumps(list(range(200)))
+    buckets, _, errors = rows(plan, "t", "id:i a:j b:j", "1", many, many)
+    assert (buckets, errors) == ([], [("s|0", "the arrays of a row have more than 10000 combinations")])
