@@ -76,7 +76,9 @@ class NodeClient:
     def wait_for(self, rows: Sequence[Row], sql: str, *parameters: Any) -> None:
         """Watch a query until its rows are these; column order does not matter."""
         seen = self._ask("watch", sql=sql, parameters=parameters, rows=rows, timeout_ms=SYNC_TIMEOUT_S * 1000)
-        assert seen == list(rows), f"after {SYNC_TIMEOUT_S:.0f} s; {self.status['errors']}"
+        if seen != list(rows):
+            difference = f"the device has {seen}, not {list(rows)}"
+            raise AssertionError(f"after {SYNC_TIMEOUT_S:.0f} s {difference}; its errors: {self.status['errors']}")
 
     def subscribe(self, stream: str, **parameters: Any) -> None:
         """Subscribe to a stream and wait until its rows are here."""
