@@ -7,11 +7,14 @@ import signal
 import sys
 from typing import Any
 
+from django.core.checks import CRITICAL, Tags
 from django.core.management.base import BaseCommand, CommandError
+from django.db import OperationalError, connections
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from ...conf import get_settings
 from ...exceptions import ConfigurationError
 from ...replication.copy import Progress
 from ...replication.replicator import Replicator
@@ -33,6 +36,7 @@ class Command(BaseCommand):
             replicator = Replicator(progress=TerminalProgress if sys.stderr.isatty() else Progress)
         except ConfigurationError as error:
             raise CommandError(f"{error}; see: manage.py check") from error
+        self._check_database()
 
         def stop(signum: int, frame: object) -> None:
             replicator.stop()
@@ -45,6 +49,16 @@ class Command(BaseCommand):
             replicator.run()
         except ConfigurationError as error:
             raise CommandError(str(error)) from error
+
+    def _check_database(self) -> None:
+        """Say what the rules name and the source has not. It ends nothing: everything else can be replicated."""
+        source = get_settings().source
+        try:
+            self.check(tags=[Tags.database], databases=[source], fail_level=CRITICAL)
+        except OperationalError:
+            pass  # the replicator tells, and tries again
+        finally:
+            connections[source].close()
 
 
 class TerminalProgress(Progress):
