@@ -100,8 +100,8 @@ class RowEvaluator(Protocol):
     """Generated once per plan and table layout.
 
     `values` are Postgres's texts in column order (None for NULL). Answers the row's buckets and lookups, each
-    without duplicates. Errors of single definitions go to `on_error(definition name, message)`; the row is then
-    left out of that definition only.
+    without duplicates: one entry for a bucket, row type and id, and one for a key and outputs. Errors of single
+    queries go to `on_error(name of the source, message)`; the row is then left out of that query only.
     """
 
     def __call__(self, values: Sequence[str | None]) -> tuple[list[BucketRow], list[LookupRow]]: ...
@@ -218,14 +218,25 @@ class Plan(Protocol):
     def identity(self) -> str:
         """Hash (hex) of the whole plan, requests included."""
 
+    @property
+    def tables(self) -> frozenset[TablePattern]:
+        """All tables and wildcards that the rules read."""
+
     def uses(self, table: TableName) -> bool:
         """Whether any rule reads this table."""
 
     def row_evaluator(self, table: TableName, columns: Sequence[Column], on_error: OnError) -> RowEvaluator:
-        """Generate the function for a table of this layout. Raises RulesError naming a column it lacks."""
+        """Generate the function for a table of this layout.
+
+        A query of which a condition or parameter names a column that the table lacks gives nothing, and is reported
+        to `on_error` at once: access must not widen because a column is gone. In a select list it reads as NULL.
+        """
 
     def used_columns(self, table: TableName, columns: Sequence[Column]) -> frozenset[int]:
         """Positions of the columns that any rule reads."""
+
+    def missing_columns(self, table: TableName, columns: Sequence[Column]) -> Mapping[str, Sequence[str]]:
+        """Columns that rules name but the table lacks, by the name of the bucket or lookup source."""
 
     def resolve(self, request: RequestParameters) -> Resolving:
         """The buckets of a request, asked stage by stage. Never raises for a bad parameter of a client."""

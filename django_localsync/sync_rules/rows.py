@@ -1,7 +1,7 @@
 """The row evaluator: one generated function for a table of a given layout.
 
-It converts only the columns that rules use, writes the JSON of each distinct select list once however many buckets
-hold it, and joins no strings it need not. (Measured: 3 µs for 8 columns in two definitions; benchmarks/rows.py.)
+It converts only the columns that rules use, and writes the JSON of each distinct select list once however many
+buckets hold it. (Measured: 3.3 µs for `SELECT *` of 8 columns in two definitions, of which 0.9 for a timestamptz.)
 """
 
 from __future__ import annotations
@@ -246,7 +246,8 @@ class _Evaluator(Writer):
         keys, lines = self._assigned("p", query.values)
         outputs, more = self._assigned("o", query.outputs)
         outputs_source = f"outputs_text(({_listed(outputs)}))" if outputs else "'[]'"
-        add = f"{target}.append(new(LookupRow, ({item.source}, {self._parameters(query.values, keys)}, {outputs_source})))"
+        key = self._parameters(query.values, keys)
+        add = f"{target}.append(new(LookupRow, ({item.source}, {key}, {outputs_source})))"
         tested = (query.values, keys) if query.null_outputs else ((*query.values, *query.outputs), [*keys, *outputs])
         blobs = [name for name, expr in zip(outputs, query.outputs, strict=True) if may_be_blob(self.value(expr))]
         if query.null_outputs and blobs:
