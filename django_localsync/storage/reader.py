@@ -115,7 +115,7 @@ class StorageReader:
         try:
             return await self._read_checkpoint(client)
         except OperationalError:
-            await self._pool.check()  # the server may have been restarted since; see whether it is back
+            await asyncio.shield(self._pool.check())  # the server may have been restarted since; see whether it is back
             return await self._read_checkpoint(client)
 
     async def _read_checkpoint(self, client: Client) -> Reading:

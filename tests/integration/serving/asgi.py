@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from typing import Any
@@ -22,13 +21,26 @@ streams.compile_plan = ListedPlan  # type: ignore[assignment]
 
 
 async def show_state(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answers {streams, tasks, kept memory in KiB}."""
+    """Answers {open streams, requests to streams, resident memory in KiB}."""
     server = streams.get_stream_server()
     with open("/proc/self/status") as status:
         memory = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
-    state = {"streams": len(server.streams), "tasks": len(asyncio.all_tasks()), "memory_kib": memory}
+    state = {"streams": len(server.streams), "requests": len(requests), "memory_kib": memory}
     await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
     await send({"type": "http.response.body", "body": json.dumps(state).encode()})
 
 
-application = localsync_application(show_state, prefix="any/prefix/")
+routed = localsync_application(show_state, prefix="any/prefix/")
+requests: set[int] = set()
+
+
+async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Counts the requests that are being served."""
+    if scope["type"] != "http" or scope["method"] == "GET":
+        await routed(scope, receive, send)
+        return
+    requests.add(id(scope))
+    try:
+        await routed(scope, receive, send)
+    finally:
+        requests.discard(id(scope))

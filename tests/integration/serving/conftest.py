@@ -126,11 +126,11 @@ class Server:
     def state(self) -> dict[str, int]:
         return json.loads(httpx2.get(f"http://127.0.0.1:{self.port}/").content)
 
-    def wait_for_streams(self, number: int, deadline_s: float = DEADLINE_S) -> float:
-        """Wait until so many streams are open; the seconds that it took."""
+    def wait_for(self, what: str, number: int) -> float:
+        """Wait until so many "streams" or "requests" are open; the seconds that it took."""
         begin = time.monotonic()
-        while (state := self.state())["streams"] != number:
-            assert time.monotonic() - begin < deadline_s, state
+        while (state := self.state())[what] != number:
+            assert time.monotonic() - begin < DEADLINE_S, state
             time.sleep(0.02)
         return time.monotonic() - begin
 
@@ -156,7 +156,7 @@ def start_server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
     servers: dict[str, Server] = {}
 
     def start(kind: str = "uvicorn", *, fresh: bool = False, **settings: Any) -> Server:
-        key = f"{kind} {settings} {len(servers) if fresh else 0}"
+        key = f"{kind} {settings} {len(servers) + 1 if fresh else 0}"
         if key not in servers:
             servers[key] = _start(kind, settings, tmp_path_factory.mktemp("server") / "log")
         return servers[key]
@@ -252,15 +252,16 @@ def streams() -> Iterator[Streams]:
 class RawStream:
     """A stream over a bare socket, whose reading the test controls."""
 
-    def __init__(self, server: Server, user: str = "u1", receive_buffer: int | None = None) -> None:
+    def __init__(
+        self, server: Server, user: str = "u1", *, receive_buffer: int = 1 << 16, missing_bytes: int = 0
+    ) -> None:
         self.socket = socket.socket()
-        if receive_buffer is not None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(DEADLINE_S)
         self.socket.connect(("127.0.0.1", server.port))
         body = b'{"raw_data":true}'
         head = f"POST /any/prefix/sync/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token_of(user)}\r\n"
-        self.socket.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        self.socket.sendall(f"{head}Content-Length: {len(body) + missing_bytes}\r\n\r\n".encode() + body)
         self.received = b""
 
     def read_until(self, text: bytes) -> None:
