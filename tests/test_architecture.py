@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from django_localsync import conf, exceptions
+from django_localsync import conf
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "django_localsync"
@@ -232,11 +232,19 @@ def test_every_system_check_is_documented():
 
 
 def test_every_error_is_documented():
-    codes = {error.code for error in vars(exceptions).values() if isinstance(error, type) and hasattr(error, "code")}
-    codes |= set(re.findall(r"PSYNC_S\d{4}", sources()))
+    text = sources()
+    codes = set(re.findall(r'^    code = "(\w+)"', text, re.MULTILINE))
+    codes |= set(re.findall(r"PSYNC_S\d{4}", text)) | set(re.findall(r'OperationRejected\("(\w+)"', text))
     page = read_docs("reference/errors.md")
 
+    assert len(codes) > 20
     assert sorted(code for code in codes if f"`{code}`" not in page) == []
+
+
+def test_pages_that_code_names_exist():
+    named = set(re.findall(r"docs/[\w/-]+\.(?:md|json)", sources()))
+
+    assert sorted(page for page in named if not (ROOT / page).exists()) == []
 
 
 def test_every_command_is_documented():
