@@ -25,7 +25,7 @@ from .sync_rules.plan import TableName, TablePattern
 
 TAG = "localsync"
 
-_WARNING_IDS = {"danger": "W001", "query": "W002", "unused": "W003", "alpha": "W004", "event": "W005"}
+_WARNING_IDS = {"danger": "W001", "query": "W002", "unused": "W003", "alpha": "W004"}
 # Types whose values are numbers or bytes in the rules; text such as `sub` never equals them.
 _NEVER_TEXT = frozenset({"int2", "int4", "int8", "oid", "float4", "float8", "bool", "bytea"})
 _MODEL_TYPES = {
@@ -108,6 +108,9 @@ def _warnings(rules: CompiledRules) -> Iterator[CheckMessage]:
     for warning in rules.warnings:
         message = f"{_where(warning.definition, warning.line, warning.column)}: {warning.message}"
         yield CheckWarning(message, hint=warning.hint, id=f"localsync.{_WARNING_IDS[warning.kind]}")
+    for event in rules.events:
+        hint = "write checkpoints are kept by the upload view; remove the section event_definitions"
+        yield CheckWarning(f"the event {event!r} has no effect", hint=hint, id="localsync.W005")
 
 
 def _where(definition: str | None, line: int | None, column: int | None) -> str:

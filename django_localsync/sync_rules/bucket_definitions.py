@@ -306,6 +306,17 @@ class DefinitionCompiler:
             rows.append(_row_query(query.table, way.filters, ordered, selection=selection))
         return rows
 
+    def event_query(self, text: str, notes: Notes) -> None:
+        """Check the query of an event. Raises SqlError."""
+        query = _Query(self._language, notes, self._default_schema, text)
+        scope = query.scope(())
+        if query.table is None:
+            raise SqlError("the query of an event reads a table", query.select.at, "SELECT … FROM table")
+        for output in query.select.outputs:
+            self._item(query, output, scope)
+        if query.select.where is not None and _has_input(query.expression(query.select.where, scope)):
+            raise SqlError("an event knows no request", query.select.where.at)
+
     def _selection(self, query: _Query, scope: _Scope) -> Selection:
         items = tuple(self._item(query, output, scope) for output in query.select.outputs)
         if not any(isinstance(item, Every) or item.name == "id" for item in items):

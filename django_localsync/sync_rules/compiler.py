@@ -58,6 +58,7 @@ class CompiledRules:
     warnings: tuple[RulesWarning, ...]
     columns: tuple[NamedColumn, ...]
     tables: tuple[NamedTable, ...]
+    events: tuple[str, ...]
 
 
 def compile_rules(source: Source, *, default_schema: str = "public") -> CompiledRules:
@@ -89,9 +90,9 @@ class _Compiler:
 
     def compile(self) -> CompiledRules:
         definitions = [*self._bucket_definitions(), *self._streams()]
-        self._events()
+        events = self._events()
         plan = CompiledPlan(tuple(definitions), self._buckets.all(), self._indexes.all(), self._document.options.values)
-        return CompiledRules(plan, tuple(self._findings.warnings), tuple(self._columns), tuple(self._tables))
+        return CompiledRules(plan, tuple(self._findings.warnings), tuple(self._columns), tuple(self._tables), events)
 
     def _language(self, *, streams: bool) -> Language:
         options = self._document.options
@@ -264,10 +265,16 @@ class _Compiler:
             queriers.append(Querier(bucket, query.filters, steps, parameters, query.priority, nulls=True))
         return CompiledDefinition(name, tuple(queriers), False, always=True)
 
-    def _events(self) -> None:
+    def _events(self) -> tuple[str, ...]:
+        """Names of the events; their queries are checked, and have no effect."""
+        reader = DefinitionCompiler(self._language(streams=False), self._default_schema)
         for event in self._document.events:
-            hint = "write checkpoints are kept by the upload view; remove the section"
-            self._findings.warn("event", "event definitions have no effect", event.name, 0, str(event.name.value), hint)
+            for query in event.payloads:
+                try:
+                    reader.event_query(str(query.value), Notes())
+                except SqlError as error:
+                    self._findings.sql_error(error, query, str(event.name.value))
+        return tuple(str(event.name.value) for event in self._document.events)
 
 
 class _Sources:

@@ -7,10 +7,10 @@ import re
 from datetime import UTC, datetime, timedelta, timezone
 
 from .expressions import SqliteValue
-from .values import to_number
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _JULIAN_DAY_OF_EPOCH = 2440587.5
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _DATE = re.compile(
     r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)"
     r"(?:[ T](?P<hour>\d\d):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:\.(?P<fraction>\d+))?)?)?"
@@ -49,14 +49,12 @@ def _milliseconds(value: SqliteValue, modifiers: tuple[SqliteValue, ...]) -> tup
         return None
     subsecond = "subsec" in modifiers or "subsecond" in modifiers
     epoch = "unixepoch" in modifiers
-    if isinstance(value, str):
-        if epoch:
-            number = to_number(value)
-            milliseconds = None if number is None else _from_number(number, epoch=True)
-        else:
-            milliseconds = _from_text(value)
-    else:
+    if not isinstance(value, str):
         milliseconds = _from_number(value, epoch=epoch)
+    elif _NUMBER.fullmatch(value.strip()):
+        milliseconds = _from_number(float(value), epoch=epoch)
+    else:
+        milliseconds = None if epoch else _from_text(value)
     return None if milliseconds is None else (milliseconds, subsecond)
 
 

@@ -279,7 +279,7 @@ class _Reader:
         if node is None:
             return ()
         items = (node,) if single else node.items if isinstance(node, Sequence) else None
-        if items is None or not items:
+        if items is None or (not items and key != "parameters"):
             self._error(f"{key} must be a list of queries", node)
             return ()
         texts = tuple(item for item in items if isinstance(item, Scalar) and isinstance(item.value, str))

@@ -6,7 +6,7 @@ The reference of the language is written from these tables.
 from __future__ import annotations
 
 import base64 as _base64
-import uuid
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ from .expressions import SqliteValue
 from .values import to_text, truth
 
 Implementation = Callable[..., SqliteValue]
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 
 
 def upper(value: SqliteValue) -> str | None:
@@ -38,11 +40,8 @@ def substring(value: SqliteValue, start: SqliteValue, length: SqliteValue = 1 <<
     if first > 0:
         first -= 1
     elif first < 0:
-        first += len(text)
-        if first < 0:
-            count = max(count + first, 0) if count > 0 else count
-            first = 0
-    elif count > 0:
+        first = max(first + len(text), 0)
+    else:
         count -= 1  # position 0 stands before the text and costs one character
     if count < 0:
         return text[max(first + count, 0) : first]
@@ -95,10 +94,10 @@ def uuid_blob(value: SqliteValue) -> bytes | None:
     """The 16 bytes of a UUID."""
     if value is None:
         return None
-    try:
-        return uuid.UUID(str(to_text(value))).bytes
-    except ValueError:
-        raise EvaluationError("a value is not a UUID") from None
+    text = str(to_text(value))
+    if not _UUID.fullmatch(text):
+        raise EvaluationError("a value is not a UUID")
+    return bytes.fromhex(text.replace("-", ""))
 
 
 def _is_null(value: SqliteValue) -> int:

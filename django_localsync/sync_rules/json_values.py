@@ -134,15 +134,12 @@ def json_keys(value: SqliteValue) -> str | None:
     return json_text(list(document))
 
 
-def json_valid(value: SqliteValue) -> int | None:
+def json_valid(value: SqliteValue) -> int:
     """Whether a value is JSON text."""
-    if value is None:
-        return None
     try:
-        _document(value)
+        return int(value is not None and _document(value) is not MISSING)
     except EvaluationError:
         return 0
-    return int(isinstance(value, str | int | float))
 
 
 def json_each(value: SqliteValue) -> Iterator[tuple[SqliteValue, SqliteValue]]:

@@ -152,3 +152,17 @@ def test_the_check_command_fails_on_a_missing_column(settings):
     settings.LOCALSYNC = {"RULES": rules("SELECT id, titel FROM todos")}
     with pytest.raises(SystemCheckError, match="did you mean title"):
         call_command("check", databases=["default"])
+
+
+def test_what_is_allowed_and_has_no_effect_is_warned_of(checked):
+    text = (
+        rules("SELECT id AS id, * FROM Todos")
+        + "with:\n  unused: SELECT id FROM lists\n"
+        + "event_definitions:\n  saved:\n    payloads: [SELECT id FROM checkpoints]\n"
+    )
+    assert [identifier for identifier, _ in found(checked(RULES=text))] == [
+        "localsync.W002",
+        "localsync.W002",
+        "localsync.W003",
+        "localsync.W005",
+    ]

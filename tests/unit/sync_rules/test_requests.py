@@ -7,7 +7,7 @@ from typing import Any
 from django_localsync.sync_rules import compile_rules
 from django_localsync.sync_rules.compiled import CompiledPlan
 from django_localsync.sync_rules.plan import RequestParameters, Resolution, StreamError, Subscription
-from tests.unit.sync_rules.rules import Index
+from tests.unit.sync_rules.rules import Index, evaluate
 
 
 def plan_of(**streams: Any) -> CompiledPlan:
@@ -144,3 +144,35 @@ def test_old_definitions_are_given_even_without_defaults():
     plan = compile_rules({"bucket_definitions": {"all": {"data": ["SELECT * FROM t"]}}}).plan
     resolution = Index(plan).resolve(RequestParameters({"sub": "u1"}, include_defaults=False))
     assert names(plan, resolution) == ["all[]"]
+
+
+def test_arrays_of_the_request_can_be_joined():
+    plan = plan_of(
+        s={
+            "auto_subscribe": True,
+            "query": "SELECT t.* FROM t JOIN json_each(auth.parameter('ids')) AS i ON t.a = i.value "
+            "WHERE i.value != 'x' AND i.key < 2",
+        }
+    )
+    resolution = Index(plan).resolve(request("u1", ids=["x", "a", "b"]))
+    assert names(plan, resolution) == ['s|0["a"]']
+
+
+def test_arrays_that_overlap_share_a_bucket():
+    plan = plan_of(s={"auto_subscribe": True, "query": "SELECT * FROM t WHERE t.tags && auth.parameter('tags')"})
+    buckets, _, _ = evaluate(plan, "t", {"id": {"text": "1"}, "tags": {"text": '["a","b"]'}})
+    assert [bucket.parameters for bucket in buckets] == ['["a"]', '["b"]']
+    assert names(plan, Index(plan).resolve(request("u1", tags=["b", "c"]))) == ['s|0["b"]', 's|0["c"]']
+
+
+def test_an_expression_of_the_request_alone_is_a_condition():
+    plan = plan_of(
+        s={
+            "auto_subscribe": True,
+            "with": {"me": "SELECT auth.user_id() AS id WHERE auth.parameter('role') IN ('admin', 'owner')"},
+            "query": "SELECT * FROM t WHERE owner IN me",
+        }
+    )
+    index = Index(plan)
+    assert names(plan, index.resolve(request("u1", role="owner"))) == ['s|0["u1"]']
+    assert names(plan, index.resolve(request("u1", role="guest"))) == []
