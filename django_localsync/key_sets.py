@@ -122,11 +122,15 @@ class KeySet:
 
     def fetch_missing(self) -> list[Future[None]]:
         """Fetch the key sets that are not at hand; done when they are, or cannot be."""
-        return [remote.fetch() for remote in self._remote if remote.is_missing and remote.may_fetch]
+        return _begun(remote.fetch() for remote in self._remote if remote.is_missing)
 
     def fetch_again(self) -> list[Future[None]]:
         """Fetch every key set that may be fetched now: another key may have appeared."""
-        return [remote.fetch() for remote in self._remote if remote.may_fetch]
+        return _begun(remote.fetch() for remote in self._remote)
+
+
+def _begun(fetches: Iterable[Future[None] | None]) -> list[Future[None]]:
+    return [fetch for fetch in fetches if fetch is not None]
 
 
 class RemoteKeys:
@@ -146,21 +150,16 @@ class RemoteKeys:
         """Whether no keys are at hand that are young enough."""
         return self._clock() - self._fetched_at >= FORGET_AFTER_S
 
-    @property
-    def may_fetch(self) -> bool:
-        """Whether a fetch is on its way or may begin."""
-        return self._fetching is not None or self._clock() >= self._pause_until
-
     def current(self) -> tuple[VerificationKey, ...]:
         """The keys at hand, without waiting."""
-        if self._clock() - self._fetched_at >= REFRESH_AFTER_S and self.may_fetch:
+        if self._clock() - self._fetched_at >= REFRESH_AFTER_S:
             self.fetch()
         return () if self.is_missing else self._keys
 
-    def fetch(self) -> Future[None]:
-        """Begin to fetch, unless that has begun; done when it is over, whatever came of it."""
+    def fetch(self) -> Future[None] | None:
+        """Begin to fetch, unless that has begun; done when it is over, whatever came of it. None: it is too soon."""
         with self._lock:
-            if self._fetching is None:
+            if self._fetching is None and self._clock() >= self._pause_until:
                 self._fetching = Future()
                 self._fetching.set_running_or_notify_cancel()
                 threading.Thread(target=self._fetch, args=[self._fetching], daemon=True).start()
@@ -174,8 +173,8 @@ class RemoteKeys:
         except (OSError, HTTPException, ValueError) as error:
             log.warning("cannot fetch the keys at %s: %s", self._uri, error)
         finally:
-            self._pause_until = self._clock() + pause_s
-            self._fetching = None
+            with self._lock:
+                self._pause_until, self._fetching = self._clock() + pause_s, None
             fetching.set_result(None)
 
 

@@ -44,6 +44,7 @@ from .protocol.session import (
 from .storage.notifications import Notifications
 from .storage.pages import PageKey, Pages
 from .storage.reader import Client, StorageReader
+from .sync_rules import compile_rules
 from .sync_rules.plan import Plan, RequestParameters, Subscription
 
 SEND_BYTES = 64 << 10  # lines are gathered up to this size: a send costs more than a line
@@ -118,8 +119,6 @@ def _handle_signal(number: int, frame: FrameType | None) -> None:
 
 def compile_plan(rules: str) -> Plan:
     """The plan of a stored rule set."""
-    from .sync_rules import compile_rules
-
     return compile_rules(rules).plan
 
 
