@@ -97,19 +97,16 @@ def queries(draw: st.DrawFn) -> str:
     return f"SELECT * FROM docs WHERE {draw(conditions(['docs'], 2))}"
 
 
-def by_sqlite(query: str, data: Mapping[str, Sequence[Row]], request: Mapping[str, Any]) -> set[str]:
+def by_sqlite(sql: str, data: Mapping[str, Sequence[Row]], request: Mapping[str, Any]) -> set[str]:
     """The ids of the rows that the query gives, with the request's values put in."""
     connection = sqlite3.connect(":memory:")
     for table, rows in data.items():
         connection.execute(f"CREATE TABLE {table} (id, a, b, tags)")
         connection.executemany(f"INSERT INTO {table} VALUES (:id, :a, :b, :tags)", rows)
-    sql = query
     for call, value in request.items():
-        sql = sql.replace(call, f"json_value({json.dumps(value).replace(chr(34), chr(39))})")
-    sql = sql.replace("json_value('", "('").replace("json_value(", "(")
-    for name in ("docs.tags", "teams.tags", "members.tags", "t.tags"):
-        sql = sql.replace(f"IN {name}", f"IN (SELECT value FROM json_each({name}))")
-    sql = sql.replace("IN subscription.parameter('list')", f"IN (SELECT value FROM json_each('{LIST}'))")
+        sql = sql.replace(call, f"'{value}'" if isinstance(value, str) else str(value))
+    for array in ("docs.tags", "teams.tags", "members.tags", "t.tags", f"'{LIST}'"):
+        sql = sql.replace(f"IN {array}", f"IN (SELECT value FROM json_each({array}))")
     return {row[0] for row in connection.execute(sql)}
 
 
@@ -135,9 +132,8 @@ def compiled(query: str) -> Plan:
         raise
 
 
-def by_buckets(query: str, data: Mapping[str, Sequence[Row]], request: Mapping[str, Any]) -> set[str]:
+def by_buckets(plan: Plan, data: Mapping[str, Sequence[Row]], request: RequestParameters) -> set[str]:
     """The ids of the rows in the buckets that the request may have."""
-    plan = compiled(query)
     index = Index(plan)
     held: dict[tuple[int, str], set[str]] = {}
     for table, rows in data.items():
@@ -148,21 +144,56 @@ def by_buckets(query: str, data: Mapping[str, Sequence[Row]], request: Mapping[s
             assert errors == []
             for bucket in buckets:
                 held.setdefault((bucket.source, bucket.parameters), set()).add(bucket.row_id)
-    parameters = {"p": request["subscription.parameter('p')"], "list": json.loads(LIST)}
-    asked = RequestParameters(
-        {"sub": request["auth.user_id()"], "team": request["auth.parameter('team')"]},
-        {},
-        [Subscription("s", parameters)],
-    )
-    resolution = index.resolve(asked)
+    resolution = index.resolve(request)
     assert [stream.errors for stream in resolution.streams] == [()]
     return {row for bucket in resolution.buckets for row in held.get((bucket.source, bucket.parameters), ())}
 
 
-@given(queries(), tables(), texts, st.one_of(small, texts), st.one_of(small, texts))
-def test_buckets_hold_what_the_query_selects(
+request_values = st.one_of(small, texts)
+
+
+@given(queries(), tables(), texts, request_values, request_values)
+def test_streams_hold_what_the_query_selects(
     query: str, data: dict[str, list[Row]], user: str, team: int | str, parameter: int | str
 ) -> None:
-    request = {"auth.user_id()": user, "auth.parameter('team')": team, "subscription.parameter('p')": parameter}
+    parameters = {"p": parameter, "list": json.loads(LIST)}
+    request = RequestParameters({"sub": user, "team": team}, {}, [Subscription("s", parameters)])
+    values = {
+        "auth.user_id()": user,
+        "auth.parameter('team')": team,
+        "subscription.parameter('p')": parameter,
+        "subscription.parameter('list')": LIST,
+    }
     with suppress(TooManyVariants):
-        assert by_buckets(query, data, request) == by_sqlite(query, data, request)
+        assert by_buckets(compiled(query), data, request) == by_sqlite(query, data, values)
+
+
+@st.composite
+def ways(draw: st.DrawFn, table: str, inputs: Sequence[str], alone: Sequence[str] = ()) -> str:
+    """A condition of an old-style definition: on each side of OR every input is compared with the row."""
+    columns = st.sampled_from([f"{table}.a", f"{table}.b"])
+    filters = st.sampled_from([f"{table}.a > 1", f"{table}.b IS NOT NULL", f"{table}.a = 'u1'"])
+    sides = []
+    for _ in range(draw(st.integers(1, 2))):
+        forms = [[f"{draw(columns)} = {given}", f"{given} IN {table}.tags"] for given in inputs]
+        tests = [draw(st.sampled_from(form)) for form in forms]
+        sides.append(" AND ".join(tests + draw(st.lists(filters, max_size=1))))
+    also = draw(st.lists(st.sampled_from(alone), max_size=1)) if alone else []
+    return " AND ".join([f"({' OR '.join(sides)})", *also])
+
+
+@given(st.data(), tables(), texts, request_values)
+def test_bucket_definitions_hold_what_their_queries_select_together(
+    draw: st.DataObject, data: dict[str, list[Row]], user: str, team: int | str
+) -> None:
+    inputs = draw.draw(st.sampled_from([["request.user_id()"], ["request.user_id()", "request.jwt() ->> 'team'"]]))
+    alone = ["request.user_id() = 'u1'", "members.b IN request.jwt() ->> 'list'"]
+    parameters = f"SELECT members.a AS p, members.b AS q FROM members WHERE {draw.draw(ways('members', inputs, alone))}"
+    rows = f"SELECT * FROM docs WHERE {draw.draw(ways('docs', ['bucket.p', 'bucket.q']))}"
+    plan = compile_rules({"bucket_definitions": {"s": {"parameters": parameters, "data": [rows]}}}).plan
+    request = RequestParameters({"sub": user, "team": team, "list": json.loads(LIST)})
+    values = {"request.user_id()": user, "request.jwt() ->> 'team'": team, "request.jwt() ->> 'list'": LIST}
+
+    joined = rows.replace("SELECT * FROM docs", f"SELECT docs.* FROM docs, ({parameters}) AS bucket")
+
+    assert by_buckets(plan, data, request) == by_sqlite(joined, data, values)
