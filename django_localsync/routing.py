@@ -13,10 +13,6 @@ from typing import Any
 from channels.routing import ProtocolTypeRouter, URLRouter  # type: ignore[import-untyped]
 from django.urls import path, re_path
 
-from .consumers import SyncStreamConsumer
-
-urlpatterns = [path("sync/stream", SyncStreamConsumer.as_asgi())]
-
 
 def localsync_application(django_application: Any, prefix: str = "localsync/") -> Any:
     """An ASGI application that serves streams under `prefix` and hands every other request to Django.
@@ -24,7 +20,8 @@ def localsync_application(django_application: Any, prefix: str = "localsync/") -
     Use the prefix under which `django_localsync.urls` is included; clients are given the address with it, without
     the slash at the end.
     """
-    streams = path(prefix, URLRouter(urlpatterns)) if prefix else None
-    everything_else = re_path("", django_application)
-    routes = [streams, everything_else] if streams else [*urlpatterns, everything_else]
-    return ProtocolTypeRouter({"http": URLRouter(routes)})
+    # Only now: get_asgi_application(), an argument of this call, has made Django's apps ready.
+    from .consumers import SyncStreamConsumer
+
+    streams = path(f"{prefix}sync/stream", SyncStreamConsumer.as_asgi())
+    return ProtocolTypeRouter({"http": URLRouter([streams, re_path("", django_application)])})

@@ -5,10 +5,8 @@ import os
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
 
+from django_localsync.routing import localsync_application
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "example_project.settings")
-# Before the next import: it makes Django's apps ready. The admin's styles come along, under any ASGI server.
-django_application = ASGIStaticFilesHandler(get_asgi_application())
-
-from django_localsync.routing import localsync_application  # noqa: E402
-
-application = localsync_application(django_application, prefix="localsync/")
+# The admin's styles come along, under any ASGI server.
+application = localsync_application(ASGIStaticFilesHandler(get_asgi_application()), prefix="localsync/")

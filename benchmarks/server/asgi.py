@@ -4,4 +4,4 @@ from django.core.asgi import get_asgi_application
 
 from django_localsync.routing import localsync_application
 
-application = localsync_application(get_asgi_application())
+application = localsync_application(get_asgi_application(), prefix="")
