@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
@@ -17,7 +17,7 @@ import psycopg
 from django.contrib.auth.models import User
 
 from django_localsync.auth import make_token
-from tests.processes import Process, Server, asgi_process, free_port, replicator
+from tests.processes import Server, asgi_process, free_port, replicator_process
 from tests.settings import SECRET_KEY
 
 ENVIRONMENT = {"SECRET_KEY": SECRET_KEY}
@@ -141,14 +141,42 @@ class Database:
 
 
 class RunningProject(Database):
-    """The example project with one replicator and one server."""
+    """The example project with one replicator and one server, which may be ended and started again."""
 
     def __init__(
-        self, url: str, connection: psycopg.Connection[Any], port: int, server: Process, replicator: Process
+        self,
+        url: str,
+        connection: psycopg.Connection[Any],
+        cleanup: ExitStack,
+        *,
+        kind: Server,
+        application: str,
+        environment: Mapping[str, str],
     ) -> None:
         super().__init__(url, connection)
-        self.address, self.endpoint = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/localsync"
-        self.server, self.replicator = server, replicator
+        self._cleanup, self._kind, self._application = cleanup, kind, application
+        self._environment, self._port = environment, free_port()
+        self.address = f"http://127.0.0.1:{self._port}"
+        self.endpoint = f"{self.address}/localsync"
+        self.begin_replicator()
+        self.start_server()
+        self.wait_for_replicator()
+
+    def begin_replicator(self) -> None:
+        """Start a replicator, and do not wait until it replicates."""
+        self.replicator = self._cleanup.enter_context(replicator_process(self.url, environment=self._environment))
+
+    def wait_for_replicator(self) -> None:
+        """Wait until the newest replicator follows the stream."""
+        self.replicator.wait_for_log("following slot")
+
+    def start_server(self) -> None:
+        """Start a server at the same address as before."""
+        self.server = self._cleanup.enter_context(
+            asgi_process(
+                self.url, self._kind, port=self._port, application=self._application, environment=self._environment
+            )
+        )
 
 
 @contextmanager
@@ -161,16 +189,12 @@ def open_database(url: str) -> Iterator[Database]:
 @contextmanager
 def running_project(
     url: str,
-    server: Server = "uvicorn",
+    kind: Server = "uvicorn",
     *,
     application: str = "example_project.asgi:application",
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningProject]:
     """Run replicator and server on a migrated database."""
-    environment, port = ENVIRONMENT | dict(environment or {}), free_port()
-    with (
-        replicator(url, environment=environment) as replicating,
-        asgi_process(url, server, port=port, application=application, environment=environment) as serving,
-        psycopg.connect(url, autocommit=True) as connection,
-    ):
-        yield RunningProject(url, connection, port, serving, replicating)
+    own = ENVIRONMENT | dict(environment or {})
+    with psycopg.connect(url, autocommit=True) as connection, ExitStack() as cleanup:
+        yield RunningProject(url, connection, cleanup, kind=kind, application=application, environment=own)
