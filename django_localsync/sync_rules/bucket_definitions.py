@@ -123,6 +123,7 @@ class _Query(Translator):
         super().__init__(language, notes)
         self.select = parse_select(text)
         self._default_schema, self._iterations = default_schema, 0
+        self._request_arrays: dict[Expr, Element] = {}
         self.table: TablePattern | None = None
         self.alias: str | None = None
 
@@ -182,7 +183,9 @@ class _Query(Translator):
                     if _is_input(value) and not _has_input(array):
                         return [_Way(inputs=((value, self.iterate(Call("as array", (array,)))),))]
                     if _is_request(array) and not _has_input(value):
-                        return [_Way(inputs=((self.iterate(Call("as array or null", (array,))), value),))]
+                        if array not in self._request_arrays:
+                            self._request_arrays[array] = self.iterate(Call("as array or null", (array,)))
+                        return [_Way(inputs=((self._request_arrays[array], value),))]
         if _is_request(expr):
             return [_Way(inputs=((Call("not", (Call("not", (expr,)),)), Literal(1)),))]
         raise SqlError(
@@ -194,7 +197,10 @@ class _Query(Translator):
     def _all(self, arguments: tuple[Expr, ...]) -> list[_Way]:
         found = [_Way()]
         for argument in arguments:
-            found = self._bounded([way & more for way in found for more in self.ways(argument)])
+            ways = self.ways(argument)
+            if _arrays(found) & _arrays(ways):
+                raise SqlError("an array of the request can be used once", self.select.at, "use a stream (edition 3)")
+            found = self._bounded([way & more for way in found for more in ways])
         return found
 
     def _any(self, arguments: tuple[Expr, ...]) -> list[_Way]:
@@ -211,6 +217,11 @@ class _Query(Translator):
         if len(ways) > MAX_WAYS:
             raise SqlError(f"the condition has more than {MAX_WAYS} variants", self.select.at, "split the query")
         return ways
+
+
+def _arrays(ways: list[_Way]) -> set[Expr]:
+    """The arrays of the request that are iterated."""
+    return {key for way in ways for key, _ in way.inputs if isinstance(key, Element)}
 
 
 def _has_input(expr: Expr) -> bool:

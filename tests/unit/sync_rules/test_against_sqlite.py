@@ -186,10 +186,14 @@ def ways(draw: st.DrawFn, table: str, inputs: Sequence[str], alone: Sequence[str
 def test_bucket_definitions_hold_what_their_queries_select_together(
     draw: st.DataObject, data: dict[str, list[Row]], user: str, team: int | str
 ) -> None:
-    inputs = draw.draw(st.sampled_from([["request.user_id()"], ["request.user_id()", "request.jwt() ->> 'team'"]]))
+    inputs = draw.draw(
+        st.sampled_from([["request.user_id()"]] * 2 + [["request.user_id()", "request.jwt() ->> 'team'"]])
+    )
     alone = ["request.user_id() = 'u1'", "members.b IN request.jwt() ->> 'list'"]
-    parameters = f"SELECT members.a AS p, members.b AS q FROM members WHERE {draw.draw(ways('members', inputs, alone))}"
-    rows = f"SELECT * FROM docs WHERE {draw.draw(ways('docs', ['bucket.p', 'bucket.q']))}"
+    names = draw.draw(st.sampled_from([["p"], ["p"], ["p", "q"]]))
+    outputs = ", ".join(f"members.{column} AS {name}" for column, name in zip("ab", names, strict=False))
+    parameters = f"SELECT {outputs} FROM members WHERE {draw.draw(ways('members', inputs, alone))}"
+    rows = f"SELECT * FROM docs WHERE {draw.draw(ways('docs', [f'bucket.{name}' for name in names]))}"
     plan = compile_rules({"bucket_definitions": {"s": {"parameters": parameters, "data": [rows]}}}).plan
     request = RequestParameters({"sub": user, "team": team, "list": json.loads(LIST)})
     values = {"request.user_id()": user, "request.jwt() ->> 'team'": team, "request.jwt() ->> 'list'": LIST}
