@@ -278,6 +278,7 @@ class StreamQuery(Translator):
         return array if isinstance(array, tuple) else (self._iterate(array, at), [])
 
     def note_user_id(self, column: Column, at: int) -> None:
+        """Remember that a column is compared with the user's id."""
         self.notes.column(self.patterns[column.source], column.name, at, equals_user_id=True)
 
     # SELECT
