@@ -47,7 +47,7 @@ docs: $(environment) $(VENV)/installed-docs ## Build the documentation into buil
 node: tests/sdk/node_modules/.package-lock.json
 
 requirements: $(environment) ## Pin the requirements anew (ARGS=--upgrade for newer versions)
-	@$(bin)/pip install --quiet uv && PATH="$(abspath $(bin)):$$PATH" requirements/compile $(ARGS)
+	@$(bin)/pip install -qq uv && PATH="$(abspath $(bin)):$$PATH" requirements/compile $(ARGS)
 
 clean: ## Remove what setup and tests made; the demo's data stays
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/sdk/node_modules
@@ -57,11 +57,11 @@ $(bin)/pip: | requirements/find-python
 
 $(environment): requirements/$(DJANGO).txt | $(bin)/pip
 	@echo "Installing the pinned requirements into $(VENV)"
-	@$(bin)/pip install --quiet --require-hashes -r $<
+	@$(bin)/pip install -qq --require-hashes -r $<
 	@touch $@
 
 $(VENV)/installed-docs: requirements/docs.txt | $(environment)
-	@$(bin)/pip install --quiet --require-hashes -r $<
+	@$(bin)/pip install -qq --require-hashes -r $<
 	@touch $@
 
 tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json
