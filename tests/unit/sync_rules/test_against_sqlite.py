@@ -85,10 +85,15 @@ def subqueries(draw: st.DrawFn, depth: int) -> str:
 
 @st.composite
 def queries(draw: st.DrawFn) -> str:
-    joined = draw(st.integers(0, 3))
+    joined = draw(st.integers(0, 4))
     if joined == 0:
-        condition = draw(conditions(["docs", "t"], 2))
-        return f"SELECT docs.* FROM docs JOIN teams AS t ON {draw(conditions(['docs', 't'], 0))} WHERE {condition}"
+        table, on = draw(st.sampled_from(TABLES)), draw(conditions(["docs", "t"], 0))
+        return f"SELECT docs.* FROM docs JOIN {table} AS t ON {on} WHERE {draw(conditions(['docs', 't'], 2))}"
+    if joined == 2:
+        derived = (
+            f"SELECT members.a AS a, teams.b AS b FROM members, teams WHERE {draw(conditions(['members', 'teams'], 1))}"
+        )
+        return f"SELECT docs.* FROM docs, ({derived}) AS d WHERE docs.a = d.a AND {draw(conditions(['docs'], 1))}"
     if joined == 1:
         condition = draw(conditions(["docs"], 1))
         element = f"e.value = {draw(st.sampled_from(REQUEST_VALUES))}"
