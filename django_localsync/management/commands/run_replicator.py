@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from typing import Any
@@ -38,13 +39,8 @@ class Command(BaseCommand):
             raise CommandError(f"{error}; see: manage.py check") from error
         self._check_database()
 
-        def stop(signum: int, frame: object) -> None:
-            replicator.stop()
-            # Nothing needs a tidy end (a kill at any instruction is survived), so even a wait inside libpq is left.
-            raise SystemExit(0)
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, _end)
+        signal.signal(signal.SIGINT, _end)
         try:
             replicator.run()
         except ConfigurationError as error:
@@ -91,6 +87,16 @@ class TerminalProgress(Progress):
     def finish(self) -> None:
         """Leave the finished bar on the screen."""
         self._bar.stop()
+
+
+def _end(signum: int, frame: object) -> None:
+    """End at once. Nothing needs a tidy end, for a kill at any instruction is survived.
+
+    Unwinding could wait for a Postgres that does not answer, and Python alone takes up to a second to take itself down.
+    """
+    if sys.stderr.isatty():
+        Console(stderr=True).show_cursor()  # a progress bar hides it
+    os._exit(0)
 
 
 def _log_to_stderr(verbosity: int) -> None:
