@@ -70,7 +70,7 @@ class Store:
         """Told the names of the tables that a commit changed, in the committing thread."""
         self._changed: set[str] = set()
         self._writer = _open(fspath(path))
-        self._writer.execute(_CONFIGURE)
+        self._writer.execute(_CONFIGURE).fetchall()  # execute() alone would stop at the first row
         self._writer.execute(bucket_storage.PREPARE)
         with self.transaction():
             bring_to_schema(self._writer, schema)

@@ -205,8 +205,8 @@ class Synchroniser:
             return self._end
         finally:
             reading.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await reading
+            await asyncio.wait([reading])
+            reading.cancelled() or reading.exception()  # looked at, so that asyncio does not complain
 
     async def _advance(self, iteration: SyncIteration, events: Iterable[Event]) -> None:
         instructions = await self._exclusive(lambda: self._store.advance(iteration, events))
@@ -317,12 +317,15 @@ class Synchroniser:
 async def uncancelled(work: Awaitable[T]) -> T:
     """Wait for work that must not be left half done: a cancellation is raised when it has ended."""
     task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        with suppress(BaseException):
-            await task
-        raise
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation:
+        raise cancellation
+    return task.result()
 
 
 def describe(error: BaseException) -> str:
