@@ -17,11 +17,13 @@ from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as CheckWarning
 from django.db import connections
 from django.db.migrations.executor import MigrationExecutor
+from django.utils.module_loading import import_string
 
 from .conf import Settings, get_settings, read_rules
 from .exceptions import ConfigurationError, RulesError
 from .sync_rules import CompiledRules, compile_rules
 from .sync_rules.plan import TableName, TablePattern
+from .upload import UploadHandler
 
 TAG = "localsync"
 
@@ -49,6 +51,27 @@ def check_settings(**_: Any) -> list[CheckMessage]:
         Error(f"LOCALSYNC has no setting {key!r}", hint=_did_you_mean(key, known), id="localsync.E002")
         for key in unknown
     ]
+
+
+@register(TAG)
+def check_upload_handler(**_: Any) -> list[CheckMessage]:
+    """UPLOAD_HANDLER names an UploadHandler."""
+    try:
+        path = get_settings().upload_handler
+    except ConfigurationError:
+        return []  # check_settings tells
+    if path is None:
+        return []
+    try:
+        handler = import_string(path)
+    except ImportError as error:
+        problem = f"cannot be imported: {error}"
+    else:
+        if isinstance(handler, type) and issubclass(handler, UploadHandler):
+            return []
+        problem = "is not a subclass of django_localsync.upload.UploadHandler"
+    hint = "give the dotted path of a subclass of django_localsync.upload.UploadHandler"
+    return [Error(f"LOCALSYNC's UPLOAD_HANDLER {path!r} {problem}", hint=hint, id="localsync.E006")]
 
 
 @register(TAG)

@@ -30,7 +30,7 @@ def checked(settings: Any) -> Iterator[Checked]:
 
     def run(*, database: bool = False, **localsync: Any) -> list[CheckMessage]:
         settings.LOCALSYNC = localsync
-        return list(run_checks(tags=[TAG], databases=["default"] if database else None))
+        return list(run_checks(tags=[TAG], databases=["default"] if database else []))
 
     yield run
     settings.LOCALSYNC = {}
@@ -63,6 +63,16 @@ def test_a_file_that_cannot_be_read_is_reported(checked, tmp_path):
 def test_an_unknown_setting_is_reported_with_the_nearest_known_one(checked):
     messages = found(checked(RULE="x", RULES=rules("SELECT * FROM todos")))
     assert messages == [("localsync.E002", "LOCALSYNC has no setting 'RULE' (did you mean RULES?)")]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("shop.uploads.Gone", "cannot be imported"), ("django_localsync.upload.UploadTable", "is not a subclass")],
+)
+def test_a_wrong_upload_handler_is_named(checked, path, reason):
+    messages = found(checked(RULES=rules("SELECT * FROM todos WHERE owner = auth.user_id()"), UPLOAD_HANDLER=path))
+
+    assert [(id_, path in text and reason in text) for id_, text in messages] == [("localsync.E006", True)]
 
 
 def test_every_error_of_the_rules_is_reported_with_its_place(checked):
