@@ -29,7 +29,7 @@ FLOORS = [
     {"apps", "urls", "routing", "admin", "checks", "management", "testing"},
 ]
 PURE_ROOMS = {"exceptions", "buckets", "pgoutput", "sync_rules", "protocol"}
-PURE_LIBRARIES = {"orjson", "sqlglot", "yaml"}
+PURE_LIBRARIES = {"orjson", "yaml"}
 IMPURE_STANDARD = {
     "asyncio", "ctypes", "fcntl", "ftplib", "glob", "http", "io", "logging", "mmap", "multiprocessing", "os", "pathlib",
     "queue", "random", "secrets", "select", "selectors", "shutil", "signal", "smtplib", "socket", "sqlite3", "ssl",
@@ -154,7 +154,7 @@ def test_the_client_uses_only_what_a_device_has():
 
 
 def test_the_client_works_where_django_and_postgres_are_not_installed():
-    server_only = ["django", "rest_framework", "channels", "psycopg", "psycopg_pool", "jwt", "sqlglot", "yaml"]
+    server_only = ["django", "rest_framework", "channels", "psycopg", "psycopg_pool", "jwt", "yaml"]
     blocked = f"import sys; sys.modules.update(dict.fromkeys({server_only!r}))"
 
     result = run_python(f"{blocked}; import django_localsync.client")
