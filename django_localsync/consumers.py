@@ -64,11 +64,14 @@ class SyncStreamConsumer(AsyncHttpConsumer):  # type: ignore[misc]
 
     async def _serve(self, message: Mapping[str, Any]) -> None:
         token = await authenticate(self._header(b"authorization"))
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            body = await self._read_body(message)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                request = parse_stream_request(await self._read_body(message))
+        except TimeoutError:
+            raise RequestError(f"the body took more than {BODY_TIMEOUT_S:.0f} seconds", status=408) from None
         stream = Stream(
             get_stream_server(),
-            parse_stream_request(body),
+            request,
             claims=token.claims,
             user_key=token.user_key,
             expires_at=token.expires_at,
@@ -100,7 +103,7 @@ class SyncStreamConsumer(AsyncHttpConsumer):  # type: ignore[misc]
         if not self._started:
             self._started = True
             await self.send_headers(status=200, headers=_encode_headers(STREAM_HEADERS))
-        await self.send_body(lines, more_body=True)
+        await self.base_send({"type": "http.response.body", "body": lines, "more_body": True})
 
     async def _read_body(self, message: Mapping[str, Any]) -> bytes:
         """The whole body. Raises LimitExceeded (413) for too large a one, ConnectionError when the client leaves."""

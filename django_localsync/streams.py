@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from math import inf
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
@@ -49,6 +50,8 @@ from .sync_rules.plan import Plan, RequestParameters, Subscription
 
 SEND_BYTES = 64 << 10  # lines are gathered up to this size: a send costs more than a line
 STALL_TIMEOUT_S = 60.0  # a client that takes nothing for so long is cut off
+STALL_CHECK_S = 5.0
+STOP_TIMEOUT_S, STOP_CHECK_S = 1.0, 0.05  # the same when the server stops
 
 Send = Callable[[bytes], Awaitable[None]]
 """Sends bytes that hold whole lines; waits while the transport is full."""
@@ -60,20 +63,42 @@ class StreamServer:
     def __init__(self, reader: StorageReader, notifications: Notifications) -> None:
         self.reader, self.notifications, self.pages = reader, notifications, Pages(reader)
         self.streams: set[Stream] = set()
-        self.stopping = False
+        self._stopping = False
+        self._loop = asyncio.get_running_loop()
+        self._closing: asyncio.Task[None] | None = None
+        self._loop.call_later(STALL_CHECK_S, self._cut_stalled)
 
     async def start(self) -> None:
-        """Connect to storage. Raises RequestError (503) when it cannot be reached or the server stops."""
-        if self.stopping:
+        """Connect to storage. Raises RequestError (503) when the server stops, OperationalError without storage."""
+        if self._stopping:
             raise RequestError("the server is stopping; try again", status=503, code="PSYNC_S2003")
         await self.reader.open()
         await self.notifications.start()
 
     def stop(self) -> None:
         """End every stream normally; clients reconnect to whoever serves then."""
-        self.stopping = True
-        for stream in self.streams:
-            stream.end()
+        if not self._stopping:
+            self._stopping = True
+            for stream in self.streams:
+                stream.end()
+            self._closing = self._loop.create_task(self._close())
+
+    async def _close(self) -> None:
+        """Disconnect from storage when every stream has ended: a pool that is merely cancelled can hang."""
+        patience_s = STOP_TIMEOUT_S
+        while self.streams and patience_s > 0:
+            patience_s -= STOP_CHECK_S
+            await asyncio.sleep(STOP_CHECK_S)
+        self._cut_stalled()
+        await self.notifications.stop()
+        await self.reader.close()
+
+    def _cut_stalled(self) -> None:
+        """Cut off clients that take nothing, now and again: a timeout around every send would cost more than it."""
+        patience_s = 0.0 if self._stopping else STALL_TIMEOUT_S
+        for stream in [item for item in self.streams if self._loop.time() - item.sending_since >= patience_s]:
+            stream.cut()
+        self._loop.call_later(STALL_CHECK_S, self._cut_stalled)
 
 
 def get_stream_server() -> StreamServer:
@@ -146,6 +171,11 @@ class Stream:
         self._totals: dict[int, BucketTotals] = {}
         self._totals_op_id = 0
         self._waiter: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._is_cut = False
+        self.sending_since = inf
+        """When the send began that the transport has not taken yet, in the loop's time."""
 
     async def run(self, send: Send) -> None:
         """Serve until the stream ends.
@@ -153,17 +183,27 @@ class Stream:
         Raises RequestError (nothing was sent if it is the first read that fails) and TimeoutError for a client that
         takes nothing.
         """
+        self._task = asyncio.current_task()
         try:
-            await self._server.start()
-            self._server.streams.add(self)
-            actions = self._session.start(self._loop.time())
-            while (event := await self._perform(actions, send)) is not None:
-                actions = self._session.handle(event, self._loop.time())
+            await self._serve(send)
         except (psycopg.OperationalError, psycopg.InterfaceError):
             raise RequestError("storage cannot be reached; try again", status=503, code="PSYNC_S2003") from None
+        except asyncio.CancelledError:
+            if not self._is_cut or self._task is None:
+                raise
+            self._task.uncancel()
+            raise TimeoutError("the client takes nothing") from None
         finally:
             self._server.notifications.unsubscribe(self)
             self._server.streams.discard(self)
+            self._clear_alarm()
+
+    async def _serve(self, send: Send) -> None:
+        await self._server.start()
+        self._server.streams.add(self)
+        actions = self._session.start(self._loop.time())
+        while (event := await self._perform(actions, send)) is not None:
+            actions = self._session.handle(event, self._loop.time())
 
     def announce_totals(self, op_id: int, bucket_id: int, totals: BucketTotals) -> None:
         """See Listener."""
@@ -179,6 +219,12 @@ class Stream:
         """Let the stream end normally."""
         self._ending = True
         self._wake()
+
+    def cut(self) -> None:
+        """Let `run` raise TimeoutError at once."""
+        if self._task is not None:
+            self._is_cut = True
+            self._task.cancel()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -209,9 +255,9 @@ class Stream:
     def _take_urgent_event(self) -> Event | None:
         if self._ending:
             return EndRequested()
-        if self._session.accepts_news and self._outdated:
-            return CheckpointOutdated()  # the read that follows forgets the news
-        if self._session.accepts_news and self._totals:
+        if (self._outdated or self._totals) and self._session.accepts_news:
+            if self._outdated:
+                return CheckpointOutdated()  # the read that follows forgets the news
             totals, self._totals = self._totals, {}
             return TotalsAnnounced(OpId(self._totals_op_id), totals)
         return TimePassed() if self._loop.time() >= self._session.wake_at else None
@@ -238,21 +284,32 @@ class Stream:
 
     async def _wait(self) -> Event:
         while (event := self._take_urgent_event()) is None:
+            self._set_alarm(self._session.wake_at)
             self._waiter = self._loop.create_future()
-            alarm = self._loop.call_at(self._session.wake_at, self._wake)
-            try:
-                await self._waiter
-            finally:
-                alarm.cancel()
-                self._waiter = None
+            await self._waiter
         return event
 
+    def _set_alarm(self, at: float) -> None:
+        """Wake at a time. The alarm stays set while the stream is busy: that costs less than a new one each time."""
+        if self._alarm is None or self._alarm.when() != at:
+            self._clear_alarm()
+            self._alarm = self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._wake()
+
+    def _clear_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
     async def _flush(self, send: Send) -> None:
-        if not self._lines:
-            return
-        lines, self._lines, self._gathered_bytes = self._lines, [], 0
-        async with asyncio.timeout(STALL_TIMEOUT_S):
+        if self._lines:
+            lines, self._lines, self._gathered_bytes = self._lines, [], 0
+            self.sending_since = self._loop.time()
             await send(b"".join(lines))
+            self.sending_since = inf
 
 
 def _request_parameters(request: StreamRequest, claims: dict[str, Any]) -> RequestParameters:

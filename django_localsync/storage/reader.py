@@ -1,7 +1,9 @@
 """Reads bucket storage for sync streams: a client's checkpoint, and pages of a bucket's operations.
 
 A checkpoint is everything a client may have: it is read in one snapshot (I2, I5), in one round trip plus one for each
-lookup stage of the rules, through an async pool of connections made from the Django alias's own parameters.
+lookup stage of the rules, through an async pool of connections made from the Django alias's own parameters. Statements
+that need no answer in between travel together as one text, their values escaped by libpq: psycopg's pipeline mode
+costs five times as much.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any, cast
 
 import orjson
 from django.db import connections
-from psycopg import AsyncConnection, IsolationLevel, OperationalError
+from psycopg import AsyncClientCursor, AsyncConnection, OperationalError
 from psycopg.errors import UndefinedTable
 from psycopg_pool import AsyncConnectionPool
 
@@ -76,9 +78,9 @@ class StorageReader:
             min_size=1,
             max_size=max(1, pool_size),
             timeout=POOL_TIMEOUT_S,
-            configure=_configure,
             open=False,
         )
+        self._turns = asyncio.Semaphore(max(1, pool_size))  # waiting for a turn is no outage, however long
         self._rules: ServedRules | None = None
         self._loading = asyncio.Lock()
         self._readings: set[asyncio.Task[Reading]] = set()
@@ -97,15 +99,16 @@ class StorageReader:
         Raises LimitExceeded (500 PSYNC_S2305) for too many buckets or parameter results and RequestError
         (500 PSYNC_S2302) when no rules are active.
 
-        A caller that is cancelled leaves the read to end by itself: cut short, a pipeline leaves its connection with
-        answers that the next reader would take for its own.
+        A caller that is cancelled leaves the read to end by itself: to break it off would cost another connection.
         """
+        await self._turns.acquire()
         reading = asyncio.create_task(self._read_again(client))
         self._readings.add(reading)
-        reading.add_done_callback(self._forget_reading)
+        reading.add_done_callback(self._end_turn)
         return await asyncio.shield(reading)
 
-    def _forget_reading(self, reading: asyncio.Task[Reading]) -> None:
+    def _end_turn(self, reading: asyncio.Task[Reading]) -> None:
+        self._turns.release()
         self._readings.discard(reading)
         if not reading.cancelled():
             reading.exception()  # seen: whoever asked may have gone away
@@ -115,7 +118,7 @@ class StorageReader:
         try:
             return await self._read_checkpoint(client)
         except OperationalError:
-            await asyncio.shield(self._pool.check())  # the server may have been restarted since; see whether it is back
+            await self._pool.check()  # the server may have been restarted since; see whether it is back
             return await self._read_checkpoint(client)
 
     async def _read_checkpoint(self, client: Client) -> Reading:
@@ -127,55 +130,19 @@ class StorageReader:
             if self._rules is rules:
                 self._rules = None  # another rule set has become active
 
-    # Primary keys, and the unique index on state.
+    BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+    # Primary keys throughout. I7: every source has passed the position that the receipt stands for.
     HEAD = """
-        SELECT checkpoint.op_id, checkpoint.incarnation
+        SELECT checkpoint.op_id, checkpoint.incarnation, receipt.number
           FROM localsync_checkpoint AS checkpoint
           JOIN localsync_rule_set AS rule_set ON rule_set.id = %s AND rule_set.state = 'active'
-    """
-    # Primary key (user_key, client_id). I7: every source has passed the position that the receipt stands for.
-    WRITE_CHECKPOINT = """
-        SELECT receipt.number
-          FROM localsync_write_checkpoint AS receipt
-         WHERE receipt.user_key = %s AND receipt.client_id = %s
+          LEFT JOIN localsync_write_checkpoint AS receipt
+            ON receipt.user_key = %s AND receipt.client_id = %s
            AND NOT EXISTS (SELECT FROM jsonb_each_text(receipt.positions) AS position (alias, lsn)
                              JOIN localsync_source AS source
-                               ON source.rule_set_id = %s AND source.alias = position.alias
+                               ON source.rule_set_id = rule_set.id AND source.alias = position.alias
                             WHERE source.lsn < position.lsn::bigint)
     """
-
-    async def _read(self, rules: ServedRules, client: Client) -> Reading | None:
-        """One snapshot; None when these rules are not the active ones (any more)."""
-        async with self._pool.connection() as connection, connection.pipeline(), connection.transaction():
-            head = await connection.execute(self.HEAD, [rules.id])
-            receipt = await connection.execute(self.WRITE_CHECKPOINT, [client.user_key, client.client_id, rules.id])
-            resolution = await self._resolve(connection, rules, client.parameters)
-            if len(resolution.buckets) > self._max_buckets:
-                raise _too_many("buckets", len(resolution.buckets), self._max_buckets)
-            totals = await self._read_totals(connection, rules, resolution)
-            state, number = await head.fetchone(), await receipt.fetchone()
-        if state is None:
-            return None
-        op_id, incarnation = state
-        buckets = _name_buckets(rules, incarnation, resolution, totals)
-        write_checkpoint = number[0] if number else None
-        checkpoint = ServedCheckpoint(rules.id, OpId(op_id), buckets, _describe_streams(resolution), write_checkpoint)
-        return Reading(checkpoint, _find_interests(rules, client, resolution, totals))
-
-    async def _resolve(self, connection: Connection, rules: ServedRules, request: RequestParameters) -> Resolution:
-        resolving = rules.plan.resolve(request)
-        results = 0
-        try:
-            keys = next(resolving)
-            while True:
-                found = await self._look_up(connection, rules, keys)
-                results += sum(map(len, found.values()))
-                if results > self._max_buckets:
-                    raise _too_many("results of parameter queries", results, self._max_buckets)
-                keys = resolving.send(found)
-        except StopIteration as done:
-            return cast(Resolution, done.value)
-
     # Index (definition_id, key, …).
     LOOK_UP = """
         SELECT wanted.n, lookup.outputs
@@ -183,17 +150,6 @@ class StorageReader:
           JOIN localsync_parameter_lookup AS lookup ON lookup.definition_id = wanted.d AND lookup.key = wanted.k
          LIMIT %s
     """
-
-    async def _look_up(self, connection: Connection, rules: ServedRules, keys: Sequence[LookupKey]) -> LookupResults:
-        found: dict[LookupKey, list[str]] = {}
-        if not keys:
-            return found
-        wanted = [{"n": n, "d": rules.lookup_definitions[source], "k": key} for n, (source, key) in enumerate(keys)]
-        cursor = await connection.execute(self.LOOK_UP, [_json(wanted), self._max_buckets + 1])
-        for number, outputs in await cursor.fetchall():
-            found.setdefault(keys[number], []).append(outputs)
-        return found
-
     # Unique index (definition_id, parameters).
     TOTALS = """
         SELECT wanted.n, bucket.id, bucket.operations, bucket.checksum, bucket.last_op_id
@@ -201,18 +157,51 @@ class StorageReader:
           JOIN localsync_bucket AS bucket ON bucket.definition_id = wanted.d AND bucket.parameters = wanted.p
     """
 
-    async def _read_totals(
-        self, connection: Connection, rules: ServedRules, resolution: Resolution
-    ) -> dict[int, tuple[int, BucketTotals]]:
-        """Bucket ids and totals by index into `resolution.buckets`; a bucket that storage has not is absent."""
-        if not resolution.buckets:
-            return {}
-        wanted = [
-            {"n": number, "d": rules.bucket_definitions[bucket.source], "p": bucket.parameters}
-            for number, bucket in enumerate(resolution.buckets)
-        ]
-        cursor = await connection.execute(self.TOTALS, [_json(wanted)])
-        return {number: (id_, BucketTotals(*totals)) for number, id_, *totals in await cursor.fetchall()}
+    async def _read(self, rules: ServedRules, client: Client) -> Reading | None:
+        """One snapshot; None when these rules are not the active ones (any more)."""
+        async with self._pool.connection() as connection:
+            batch = _Batch(connection)
+            batch.add(self.BEGIN)
+            batch.add(self.HEAD, rules.id, client.user_key, client.client_id)
+            resolution = await self._resolve(batch, rules, client.parameters)
+            batch.add(self.TOTALS, _ask_for_totals(rules, resolution))
+            batch.add("COMMIT")
+            _, head, *_, found, _ = await batch.run()
+        if not head:
+            return None
+        ((op_id, incarnation, write_checkpoint),) = head
+        totals = {number: (id_, BucketTotals(*counts)) for number, id_, *counts in found}
+        buckets = _name_buckets(rules, incarnation, resolution, totals)
+        checkpoint = ServedCheckpoint(rules.id, OpId(op_id), buckets, _describe_streams(resolution), write_checkpoint)
+        return Reading(checkpoint, _find_interests(rules, client, resolution, totals))
+
+    async def _resolve(self, batch: _Batch, rules: ServedRules, request: RequestParameters) -> Resolution:
+        """The client's buckets, asked of the parameter index stage by stage. Raises LimitExceeded."""
+        resolving = rules.plan.resolve(request)
+        results = 0
+        try:
+            keys = next(resolving)
+            while True:
+                found = await self._look_up(batch, rules, keys)
+                results += sum(map(len, found.values()))
+                if results > self._max_buckets:
+                    raise _too_many("results of parameter queries", results, self._max_buckets)
+                keys = resolving.send(found)
+        except StopIteration as done:
+            resolution = cast(Resolution, done.value)
+        if len(resolution.buckets) > self._max_buckets:
+            raise _too_many("buckets", len(resolution.buckets), self._max_buckets)
+        return resolution
+
+    async def _look_up(self, batch: _Batch, rules: ServedRules, keys: Sequence[LookupKey]) -> LookupResults:
+        found: dict[LookupKey, list[str]] = {}
+        if not keys:
+            return found
+        wanted = [{"n": n, "d": rules.lookup_definitions[source], "k": key} for n, (source, key) in enumerate(keys)]
+        batch.add(self.LOOK_UP, _json(wanted), self._max_buckets + 1)
+        for number, outputs in (await batch.run())[-1]:
+            found.setdefault(keys[number], []).append(outputs)
+        return found
 
     RULES = "SELECT id, rules FROM localsync_rule_set WHERE state = 'active'"
     DEFINITIONS = "SELECT kind, identity, id FROM localsync_definition WHERE rule_set_id = %s"
@@ -257,7 +246,7 @@ class StorageReader:
 
     async def read_page(self, bucket_id: int, after: OpId, through: OpId) -> Sequence[StoredOperation]:
         """A bucket's operations with after < op id ≤ through in ascending order, at most a page of them."""
-        async with self._pool.connection() as connection:
+        async with self._turns, self._pool.connection() as connection:
             cursor = await connection.execute(self.PAGE, [bucket_id, after, through, PAGE_OPERATIONS, PAGE_BYTES])
             return cast("list[StoredOperation]", await cursor.fetchall())
 
@@ -269,10 +258,38 @@ def _pool_parameters(alias: str) -> dict[str, Any]:
     return {"application_name": "django_localsync", **parameters, "autocommit": True}
 
 
-async def _configure(connection: Connection) -> None:
-    """Make transactions read one snapshot."""
-    await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
-    await connection.set_read_only(True)
+class _Batch:
+    """Statements that are sent together when their rows are needed; in autocommit mode, so it may hold a BEGIN."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._cursor = AsyncClientCursor(connection)
+        self._statements: list[str] = []
+        self._values: list[Any] = []
+        self._rows: list[list[tuple[Any, ...]]] = []
+
+    def add(self, statement: str, *values: Any) -> None:
+        """Add one statement with its values."""
+        self._statements.append(statement)
+        self._values.extend(values)
+
+    async def run(self) -> list[list[tuple[Any, ...]]]:
+        """Send what was added since the last time; the rows of every statement since the first."""
+        await self._cursor.execute(";".join(self._statements).encode(), self._values)
+        self._statements, self._values = [], []
+        more: bool | None = True
+        while more:
+            self._rows.append(await self._cursor.fetchall() if self._cursor.description else [])
+            more = self._cursor.nextset()
+        return self._rows
+
+
+def _ask_for_totals(rules: ServedRules, resolution: Resolution) -> str:
+    return _json(
+        [
+            {"n": number, "d": rules.bucket_definitions[bucket.source], "p": bucket.parameters}
+            for number, bucket in enumerate(resolution.buckets)
+        ]
+    )
 
 
 def _name_buckets(

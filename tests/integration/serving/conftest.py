@@ -27,6 +27,7 @@ from django_localsync.models import Checkpoint, Definition, RuleSet, Source, Sou
 from django_localsync.storage.connections import connect
 from django_localsync.storage.writer import LookupEntry, StorageWriter, WriteSet
 from example_project.database_url import with_database
+from example_project.postgres import free_port
 from tests.integration.serving.plans import ListedPlan
 from tests.settings import URL_VARIABLE
 
@@ -60,15 +61,16 @@ class Storage:
         self.table = SourceTable.objects.create(
             source=self.source, relation_oid=1, schema="public", name="t", key_columns=["id"]
         )
+        self.definitions: dict[str, int] = {}
         for kind, sources in (("bucket", plan.bucket_sources), ("lookup", plan.lookup_sources)):
             for source in sources:
-                Definition.objects.create(rule_set=self.rule_set, kind=kind, name=source.name, identity=source.identity)
-
-    def definition(self, name: str) -> int:
-        return Definition.objects.get(rule_set=self.rule_set, name=name).id
+                made = Definition.objects.create(
+                    rule_set=self.rule_set, kind=kind, name=source.name, identity=source.identity
+                )
+                self.definitions[source.name] = made.id
 
     def wire_name(self, definition: str, *parameters: str) -> str:
-        return f"cafe.{self.definition(definition)}#{definition}{_compact(parameters)}"
+        return f"cafe.{self.definitions[definition]}#{definition}{_compact(parameters)}"
 
     def publish(
         self,
@@ -80,7 +82,7 @@ class Storage:
         """One checkpoint: PUT rows of (definition, parameters, id, data); let (user, list) members come and go."""
         changes = WriteSet()
         with self.writer.transaction():
-            keys = [(self.definition(definition), _compact(parameters)) for definition, parameters, _, _ in rows]
+            keys = [(self.definitions[definition], _compact(parameters)) for definition, parameters, _, _ in rows]
             ids = self.writer.bucket_ids(keys)
             for key, (_, _, row_id, data) in zip(keys, rows, strict=True):
                 text = json.dumps({"id": row_id, **data})
@@ -88,12 +90,12 @@ class Storage:
                 changes.drafts.append((ids[key], OpKind.PUT.value, checksum, "todos", row_id, f"1/{row_id}", text))
             for members, entries in ((changes.added_lookups, join), (changes.removed_lookups, leave)):
                 if entries:
-                    members.append(self.member(*entries))
+                    members.add(self.member(*entries))
             self.writer.write(changes)
             self.writer.publish(self.source.id, **{"lsn": 1, **announced})
 
     def member(self, user: str, name: str) -> LookupEntry:
-        definition = self.definition("members")
+        definition = self.definitions["members"]
         return LookupEntry(definition, _compact([user]), self.table.id, f"{user}/{name}", _compact([name]))
 
     def request_write_checkpoint(self, user: str, client_id: str, number: int, lsn: int) -> None:
@@ -155,10 +157,13 @@ def start_server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
     """Gives a server of a kind with some settings; it serves later tests, too, unless it is `fresh`."""
     servers: dict[str, Server] = {}
 
-    def start(kind: str = "uvicorn", *, fresh: bool = False, **settings: Any) -> Server:
-        key = f"{kind} {settings} {len(servers) + 1 if fresh else 0}"
+    def start(
+        kind: str = "uvicorn", *, fresh: bool = False, database_url: str | None = None, **settings: Any
+    ) -> Server:
+        key = f"{kind} {settings} {database_url} {len(servers) + 1 if fresh else 0}"
         if key not in servers:
-            servers[key] = _start(kind, settings, tmp_path_factory.mktemp("server") / "log")
+            log = tmp_path_factory.mktemp("server") / "log"
+            servers[key] = _start(kind, settings, database_url or _test_database_url(), log)
         return servers[key]
 
     yield start
@@ -167,11 +172,11 @@ def start_server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
         server.process.wait()
 
 
-def _start(kind: str, settings: dict[str, Any], log: Path) -> Server:
-    port = _free_port()
+def _start(kind: str, settings: dict[str, Any], database_url: str, log: Path) -> Server:
+    port = free_port()
     command = [sys.executable, "-m", *COMMANDS[kind], str(port), "tests.integration.serving.asgi:application"]
     configured = json.dumps({name.upper(): value for name, value in settings.items()})
-    environment = os.environ | {URL_VARIABLE: _test_database_url(), "TEST_LOCALSYNC": configured}
+    environment = os.environ | {URL_VARIABLE: database_url, "TEST_LOCALSYNC": configured}
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     server = Server(process, port, log)
@@ -183,12 +188,6 @@ def _start(kind: str, settings: dict[str, Any], log: Path) -> Server:
 def server(request: pytest.FixtureRequest, start_server: StartServer) -> Server:
     """A server of each kind that we support."""
     return start_server(request.param)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for_port(server: Server) -> None:

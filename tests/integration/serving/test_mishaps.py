@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from example_project.postgres import free_port
 from tests.integration.serving.conftest import Lines, RawStream, Server, StartServer, Storage, Streams
 
 
@@ -101,3 +103,16 @@ def test_a_client_that_does_not_read_delays_nobody(storage: Storage, start_serve
         stream.close()
     streams.client.close()
     server.wait_for("streams", 0)
+
+
+def test_without_a_database_clients_are_told_to_try_again(
+    storage: Storage, start_server: StartServer, streams: Streams
+):
+    server = start_server(fresh=True, database_url=f"postgresql://postgres@127.0.0.1:{free_port()}/nowhere")
+
+    response = streams.open(server)
+
+    assert response.status_code == 503
+    assert json.loads(response.read())["error"]["code"] == "PSYNC_S2003"
+    assert server.stop() < 3
+    assert "Traceback" not in server.log.read_text()
