@@ -134,8 +134,9 @@ def check_claims(claims: Mapping[str, Any], *, audience: Collection[str], max_li
         raise AuthError(f"the token is valid for more than {max_lifetime_s} seconds", code=LIFETIME)
     if now > expires_at + CLOCK_TOLERANCE_S:
         raise AuthError("the token has expired", code=EXPIRED)
-    if "nbf" in claims and now < _time(claims, "nbf") - CLOCK_TOLERANCE_S:
-        raise AuthError("the token is not valid yet")
+    valid_from = max(issued_at, _time(claims, "nbf") if "nbf" in claims else issued_at)
+    if now < valid_from - CLOCK_TOLERANCE_S:
+        raise AuthError("the token is not valid yet")  # issued in the future, it would outlive the longest lifetime
     return Token(dict(claims), user_key, expires_at)
 
 

@@ -237,6 +237,8 @@ class Stream:
             if isinstance(line, SendLine):
                 self._lines.append(line.line)
                 self._gathered_bytes += len(line.line)
+                if line.at_once:
+                    await self._flush(send)
         event = None if isinstance(action, End) else self._take_urgent_event()
         if event is None:
             match action:

@@ -104,9 +104,10 @@ Event = CheckpointRead | PageRead | TotalsAnnounced | CheckpointOutdated | EndRe
 
 @dataclass(frozen=True, slots=True)
 class SendLine:
-    """Send the bytes of one line."""
+    """Send the bytes of one line; `at_once` if it must not wait for more to send with it."""
 
     line: bytes
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +285,7 @@ class StreamSession:
         priority = self._buckets[name].priority
         if self._buckets[self._queue[0]].priority > priority:
             partial = PartialCheckpointComplete(self._op_id, priority)
-            lines.append(SendLine(encode_partial_checkpoint_complete(partial)))
+            lines.append(SendLine(encode_partial_checkpoint_complete(partial), at_once=True))
         return [*lines, *self._continue()]
 
     def _continue(self) -> list[Action]:

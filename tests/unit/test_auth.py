@@ -140,6 +140,7 @@ def test_claims(vector: Json):
         ({"exp": float("inf")}, "PSYNC_S2101"),
         ({"exp": True}, "PSYNC_S2101"),
         ({"nbf": NOW + 61}, "PSYNC_S2101"),
+        ({"iat": NOW + 61, "exp": NOW + 100}, "PSYNC_S2101"),
         ({"parameters": None}, "PSYNC_S2101"),
         ({"aud": [1, None]}, "PSYNC_S2105"),
         ({"aud": {"localsync": 1}}, "PSYNC_S2105"),
