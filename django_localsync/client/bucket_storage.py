@@ -29,10 +29,11 @@ from .schema import Schema
 PREPARE = """
     CREATE TEMP TABLE IF NOT EXISTS line_ops(
         position INTEGER PRIMARY KEY, op_id, op, row_type, row_id, subkey, checksum, data, data_type);
+    CREATE TEMP TABLE IF NOT EXISTS line_rows(position INTEGER);
     CREATE TEMP TABLE IF NOT EXISTS superseded(oplog_rowid INTEGER, hash INTEGER, row_type, row_id, op);
     CREATE TEMP TABLE IF NOT EXISTS target(
         name TEXT PRIMARY KEY, checksum INTEGER, count INTEGER, bucket INTEGER) WITHOUT ROWID;
-    CREATE TEMP TABLE IF NOT EXISTS changed(row_type, row_id, oplog_rowid INTEGER);
+    CREATE TEMP TABLE IF NOT EXISTS changed(row_id, row_type, oplog_rowid INTEGER);
 """
 
 _FILL_LINE = """
@@ -56,14 +57,21 @@ _SUMMARY = """
       FROM temp.line_ops
 """
 
+# In the order of ids, so that neighbours in the index are looked up, and inserted, one after the other.
+_FIND_LINE_ROWS = """
+    INSERT INTO temp.line_rows
+    SELECT max(position) FROM temp.line_ops
+     WHERE op IN ('PUT', 'REMOVE') GROUP BY row_id, row_type, subkey
+"""
+
 # Index ps_oplog_row: named, since without statistics SQLite would rather walk through the whole bucket.
 _FIND_SUPERSEDED = """
     INSERT INTO temp.superseded
     SELECT old.rowid, old.hash, old.row_type, old.row_id, new.op
-      FROM (SELECT row_type, row_id, subkey, op, max(position) FROM temp.line_ops
-             WHERE op IN ('PUT', 'REMOVE') GROUP BY row_type, row_id, subkey) AS new
+      FROM temp.line_rows
+     CROSS JOIN temp.line_ops AS new ON new.position = line_rows.position
      CROSS JOIN ps_oplog AS old INDEXED BY ps_oplog_row
-        ON old.row_type = new.row_type AND old.row_id = new.row_id AND old.bucket = :bucket
+        ON old.row_id = new.row_id AND old.row_type = new.row_type AND old.bucket = :bucket
        AND old.key = new.row_type || '/' || new.row_id || '/' || new.subkey
 """
 
@@ -71,8 +79,8 @@ _INSERT_PUTS = """
     INSERT INTO ps_oplog(bucket, op_id, row_type, row_id, key, data, hash)
     SELECT :bucket, CAST(op_id AS INTEGER), row_type, row_id, row_type || '/' || row_id || '/' || subkey, data,
            CAST(checksum AS INTEGER) - CASE WHEN checksum > 2147483647 THEN 4294967296 ELSE 0 END
-      FROM (SELECT *, max(position) FROM temp.line_ops
-             WHERE op IN ('PUT', 'REMOVE') GROUP BY row_type, row_id, subkey)
+      FROM temp.line_rows
+     CROSS JOIN temp.line_ops ON line_ops.position = line_rows.position
      WHERE op = 'PUT'
 """
 
@@ -212,7 +220,8 @@ def _forget_rows(connection: apsw.Connection, which: str, bindings: Sequence[int
 
 
 def _replace_rows(connection: apsw.Connection, bucket: int) -> None:
-    connection.execute("DELETE FROM temp.superseded")
+    connection.execute("DELETE FROM temp.line_rows; DELETE FROM temp.superseded")
+    connection.execute(_FIND_LINE_ROWS)
     connection.execute(_FIND_SUPERSEDED, {"bucket": bucket})
     if not connection.changes():
         return
@@ -254,24 +263,24 @@ def _gate_is_open(connection: apsw.Connection, priority: int | None) -> bool:
 
 # The newest version of each row to look at: among all buckets, or among those of a partial checkpoint.
 _CHANGED_ROWS = """
-    SELECT row_type, row_id FROM temp.target
+    SELECT row_id, row_type FROM temp.target
       JOIN ps_buckets ON ps_buckets.id = target.bucket
      CROSS JOIN ps_oplog INDEXED BY ps_oplog_opid
         ON ps_oplog.bucket = ps_buckets.id AND ps_oplog.op_id > ps_buckets.last_applied_op
 """
 _NEWEST_VERSION = """
     SELECT rowid FROM ps_oplog INDEXED BY ps_oplog_row
-     WHERE ps_oplog.row_type = row.row_type AND ps_oplog.row_id = row.row_id {among} ORDER BY op_id DESC LIMIT 1
+     WHERE ps_oplog.row_id = row.row_id AND ps_oplog.row_type = row.row_type {among} ORDER BY op_id DESC LIMIT 1
 """
 _FIND_CHANGED = f"""
     INSERT INTO temp.changed
-    SELECT row_type, row_id, ({_NEWEST_VERSION.format(among="")})
-      FROM ({_CHANGED_ROWS} UNION SELECT row_type, row_id FROM ps_updated_rows) AS row
+    SELECT row_id, row_type, ({_NEWEST_VERSION.format(among="")})
+      FROM ({_CHANGED_ROWS} UNION SELECT row_id, row_type FROM ps_updated_rows) AS row
 """
 _FIND_CHANGED_PARTIALLY = f"""
     INSERT INTO temp.changed
-    SELECT row_type, row_id, ({_NEWEST_VERSION.format(among="AND bucket IN (SELECT bucket FROM temp.target)")})
-      FROM ({_CHANGED_ROWS} GROUP BY row_type, row_id) AS row
+    SELECT row_id, row_type, ({_NEWEST_VERSION.format(among="AND bucket IN (SELECT bucket FROM temp.target)")})
+      FROM ({_CHANGED_ROWS} GROUP BY row_id, row_type) AS row
 """
 
 

@@ -183,8 +183,11 @@ def _index(document: Mapping[str, Any]) -> Index:
 
 
 def _check_name(name: str, what: str) -> str:
-    if not name or '"' in name or "\0" in name:
-        raise ConfigurationError(f"{name!r} cannot be the name of a {what}: it is empty or holds a quotation mark")
+    if not name or not name.isprintable() or '"' in name or "\\" in name:  # JSON would have to escape them
+        raise ConfigurationError(
+            f"{name!r} cannot be the name of a {what}: it is empty, or holds a quotation mark, a backslash or a "
+            "control character; give it another name in the sync rules with AS"
+        )
     return name
 
 

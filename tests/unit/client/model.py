@@ -286,19 +286,20 @@ class World:
     # The client's app
 
     def local_write(self, row, value):
-        with self.store.transaction():
-            self.store.execute("INSERT OR REPLACE INTO items(id, value) VALUES(?, ?)", (row, value))
-        self._note_local(row, value)
+        self._write(row, value, "INSERT OR REPLACE INTO items(id, value) VALUES(?1, ?2)", (row, value))
 
     def local_delete(self, row):
-        with self.store.transaction():
-            self.store.execute("DELETE FROM items WHERE id = ?", (row,))
-        self._note_local(row, None)
+        self._write(row, None, "DELETE FROM items WHERE id = ?", (row,))
 
-    def _note_local(self, row, value):
-        newest = self.store.read("SELECT max(id) AS id, data FROM ps_crud")[0]
-        if newest["data"] and orjson.loads(newest["data"])["id"] == row:  # deleting nothing queues nothing
-            self.pending[row] = LocalWrite(newest["id"], value)
+    def _write(self, row, value, sql, bindings):
+        before = self._newest_op_id()
+        with self.store.transaction():
+            self.store.execute(sql, bindings)
+        if self._newest_op_id() != before:  # deleting nothing queues nothing
+            self.pending[row] = LocalWrite(self._newest_op_id(), value)
+
+    def _newest_op_id(self):
+        return self.store.read("SELECT coalesce(max(seq), 0) AS id FROM sqlite_sequence")[0]["id"]
 
     # Uploads
 
