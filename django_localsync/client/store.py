@@ -280,6 +280,7 @@ _CLEARED = (
 def _open(path: str) -> apsw.Connection:
     connection = apsw.Connection(path)
     connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    connection.create_scalar_function("uuid", lambda *_: str(uuid.uuid4()), 0)  # new rows need ids
     return connection
 
 

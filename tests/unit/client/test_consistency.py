@@ -85,7 +85,7 @@ def forget_only_operations(connection, which, bindings):
 
 
 FAULTS = {
-    "a REMOVE is dropped": lambda: replaced(bucket_storage, "_FIND_SUPERSEDED", "IN ('PUT', 'REMOVE')", "= 'PUT'"),
+    "a REMOVE is dropped": lambda: replaced(bucket_storage, "_FIND_LINE_ROWS", "IN ('PUT', 'REMOVE')", "= 'PUT'"),
     "a removed row is not looked at again": lambda: replaced(
         bucket_storage, "_FIND_SUPERSEDED", "old.row_id, new.op", "old.row_id, 'PUT'"
     ),
@@ -100,7 +100,7 @@ FAULTS = {
         bucket_storage, "_FIND_CHANGED", "ORDER BY op_id DESC", "ORDER BY op_id"
     ),
     "only the first of a row's operations in a line counts": lambda: replaced(
-        bucket_storage, "_INSERT_PUTS", "max(position)", "min(position)"
+        bucket_storage, "_FIND_LINE_ROWS", "max(position)", "min(position)"
     ),
     "a replaced PUT's checksum is not taken out": lambda: replaced(bucket_storage, "_ADD_TO_BUCKET", "+ :added", "+ 0"),
     "the gate is ignored": lambda: patch.object(bucket_storage, "may_publish", lambda **_: True),

@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from uuid import UUID
 
 import apsw
 import orjson
@@ -259,6 +260,15 @@ def test_priority_0_is_published_although_a_local_write_waits(path):
     )
 
     assert store.read("SELECT id FROM todos ORDER BY id") == [{"id": "a"}, {"id": "mine"}]
+
+
+def test_sql_has_a_uuid_function_for_new_rows(path):
+    store = Store(path, Schema([TODOS]))
+
+    with store.transaction():
+        store.execute("INSERT INTO todos(id) VALUES (uuid()), (uuid())")
+
+    assert len({str(UUID(row["id"])) for row in store.read("SELECT id FROM todos")}) == 2
 
 
 def test_the_tables_of_a_query_are_found_through_views_and_subqueries(path):
