@@ -304,8 +304,11 @@ class _Connection:
                 self._loop.call_soon_threadsafe(self._synchroniser.restart_stream)
 
     def _run(self, started: threading.Event) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner, suppress(asyncio.CancelledError):
-            runner.run(self._synchronise(started))
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner, suppress(asyncio.CancelledError):
+                runner.run(self._synchronise(started))
+        finally:
+            started.set()  # whoever waits must not wait for a thread that could not start
 
     async def _synchronise(self, started: threading.Event) -> None:
         self._task = asyncio.current_task()
