@@ -76,7 +76,13 @@ class SyncStreamConsumer(AsyncHttpConsumer):  # type: ignore[misc]
             user_key=token.user_key,
             expires_at=token.expires_at,
         )
-        await self._run_until_disconnect(stream)
+        try:
+            await self._run_until_disconnect(stream)
+        except TimeoutError:
+            if self._started:
+                raise
+        if not self._started:
+            raise RequestError("the server is stopping; try again", status=503, code="PSYNC_S2003")
 
     async def _run_until_disconnect(self, stream: Stream) -> None:
         serving = asyncio.current_task()

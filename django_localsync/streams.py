@@ -51,7 +51,7 @@ from .sync_rules.plan import Plan, RequestParameters, Subscription
 SEND_BYTES = 64 << 10  # lines are gathered up to this size: a send costs more than a line
 STALL_TIMEOUT_S = 60.0  # a client that takes nothing for so long is cut off
 STALL_CHECK_S = 5.0
-STOP_TIMEOUT_S, STOP_CHECK_S = 1.0, 0.05  # the same when the server stops
+STOP_TIMEOUT_S, STOP_CHECK_S = 1.0, 0.05  # how long a stopping server lets streams end by themselves
 
 Send = Callable[[bytes], Awaitable[None]]
 """Sends bytes that hold whole lines; waits while the transport is full."""
@@ -89,14 +89,14 @@ class StreamServer:
         while self.streams and patience_s > 0:
             patience_s -= STOP_CHECK_S
             await asyncio.sleep(STOP_CHECK_S)
-        self._cut_stalled()
+        for stream in list(self.streams):
+            stream.cut()
         await self.notifications.stop()
         await self.reader.close()
 
     def _cut_stalled(self) -> None:
         """Cut off clients that take nothing, now and again: a timeout around every send would cost more than it."""
-        patience_s = 0.0 if self._stopping else STALL_TIMEOUT_S
-        for stream in [item for item in self.streams if self._loop.time() - item.sending_since >= patience_s]:
+        for stream in [item for item in self.streams if self._loop.time() - item.sending_since >= STALL_TIMEOUT_S]:
             stream.cut()
         self._loop.call_later(STALL_CHECK_S, self._cut_stalled)
 
@@ -172,6 +172,7 @@ class Stream:
         self._totals_op_id = 0
         self._waiter: asyncio.Future[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = inf
         self._task: asyncio.Task[Any] | None = None
         self._is_cut = False
         self.sending_since = inf
@@ -180,8 +181,7 @@ class Stream:
     async def run(self, send: Send) -> None:
         """Serve until the stream ends.
 
-        Raises RequestError (nothing was sent if it is the first read that fails) and TimeoutError for a client that
-        takes nothing.
+        Raises RequestError (nothing was sent if it is the first read that fails), and TimeoutError when it was cut.
         """
         self._task = asyncio.current_task()
         try:
@@ -192,15 +192,15 @@ class Stream:
             if not self._is_cut or self._task is None:
                 raise
             self._task.uncancel()
-            raise TimeoutError("the client takes nothing") from None
+            raise TimeoutError("the stream was cut") from None
         finally:
             self._server.notifications.unsubscribe(self)
             self._server.streams.discard(self)
             self._clear_alarm()
 
     async def _serve(self, send: Send) -> None:
-        await self._server.start()
         self._server.streams.add(self)
+        await self._server.start()
         actions = self._session.start(self._loop.time())
         while (event := await self._perform(actions, send)) is not None:
             actions = self._session.handle(event, self._loop.time())
@@ -293,9 +293,9 @@ class Stream:
 
     def _set_alarm(self, at: float) -> None:
         """Wake at a time. The alarm stays set while the stream is busy: that costs less than a new one each time."""
-        if self._alarm is None or self._alarm.when() != at:
+        if self._alarm is None or self._alarm_at != at:
             self._clear_alarm()
-            self._alarm = self._loop.call_at(at, self._ring)
+            self._alarm, self._alarm_at = self._loop.call_at(at, self._ring), at
 
     def _ring(self) -> None:
         self._alarm = None

@@ -67,6 +67,20 @@ def test_sigterm_ends_a_server_with_open_streams(storage: Storage, start_server:
     assert "Traceback" not in server.log.read_text()
 
 
+def test_sigterm_ends_a_stream_that_waits_for_the_database(storage: Storage, start_server: StartServer):
+    server = start_server(fresh=True)
+    with open_streams(server, 1), storage.connection.transaction():
+        storage.connection.execute("LOCK TABLE localsync_checkpoint IN ACCESS EXCLUSIVE MODE")
+        waiting = RawStream(server)
+        server.wait_for("streams", 2)
+
+        took_s = server.stop()
+        waiting.read_until(b"PSYNC_S2003")
+
+    assert took_s < 3
+    waiting.close()
+
+
 def test_a_lost_announcement_connection_loses_no_change(storage: Storage, server: Server, streams: Streams):
     lines = Lines(streams.open(server))
     lines.through("checkpoint_complete")
