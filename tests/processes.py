@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).parent.parent
-START_TIMEOUT_S = 30.0  # two cores under a full test run: imports alone may take seconds
+START_TIMEOUT_S = 90.0  # two cores under a full test run: imports alone may take seconds
 STOP_TIMEOUT_S = 10.0
 POLL_INTERVAL_S = 0.02
 
