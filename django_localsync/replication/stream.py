@@ -118,7 +118,7 @@ class Stream:
                 self._in_transaction = False
                 if not self._skipping:
                     self._end_lsn = message.end_lsn.value
-                    if len(self._changes) >= BATCH_ROWS:
+                    if self._writer.in_transaction:  # the batch was full within this transaction
                         self._publish()
             case Relation():
                 stored = self._stored.get(message.oid)
