@@ -8,7 +8,7 @@ changes to one row within a batch comes out right. Inserted rows of a table with
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard
 
@@ -16,7 +16,7 @@ from ..buckets.membership import NOWHERE, Lookup, Place, RowState, draft_changes
 from ..exceptions import ReplicationError
 from ..pgoutput.messages import UNCHANGED, Values
 from ..storage.generations import Generation
-from ..storage.writer import LookupEntry, StorageWriter, WriteSet
+from ..storage.writer import BucketKey, LookupEntry, StorageWriter, WriteSet
 from ..sync_rules.plan import BucketRow, LookupRow, RowEvaluator, TableName
 from .tables import KeyValues, large_values
 
@@ -66,6 +66,7 @@ class ChangeApplier:
         self._writer = writer
         self._bucket_definitions = generation.bucket_definitions
         self._lookup_definitions = generation.lookup_definitions
+        self._buckets: Mapping[BucketKey, int] = {}  # ids of every bucket that the batch at hand names
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Write the operations, row states and lookups that follow from a batch of changes."""
@@ -74,7 +75,7 @@ class ChangeApplier:
             for change in changes
         ]
         definitions = self._bucket_definitions
-        self._writer.bucket_ids(
+        self._buckets = self._writer.bucket_ids(
             [(definitions[row.source], row.parameters) for result in evaluated if result for row in result[0]]
         )
         rows = _Rows(self._writer, changes)
@@ -90,7 +91,7 @@ class ChangeApplier:
             self._truncate_unremembered(table)
             return
         key = ""
-        while batch := self._writer.rows_after(table.id, key, limit=5000):
+        while batch := self._writer.rows_from(table.id, key, limit=5000):
             output = WriteSet()
             for row_key, state in batch:
                 _move(table, row_key, row_key, state, NOWHERE, (), output)
@@ -112,8 +113,15 @@ class ChangeApplier:
             if before is not None and not rows.drop_copy(table, before_key, before):
                 _move(table, before_key, before_key, before, NOWHERE, (), output)
             return
-        whole = values if _is_whole(values) else _fill(table, values, before)
-        places, lookups = self._located(result or table.evaluate(whole))
+        if _is_whole(values) and result is not None:
+            whole = values
+        else:
+            whole = _fill(table, values, before)
+            result = table.evaluate(whole)
+            self._buckets = self._writer.bucket_ids(
+                [(self._bucket_definitions[row.source], row.parameters) for row in result[0]]
+            )
+        places, lookups = self._located(result)
         after = RowState(
             tuple(place for place, _ in places), lookups, large_values(whole, table.toastable, table.toast_target)
         )
@@ -130,14 +138,12 @@ class ChangeApplier:
             rows.put(table, after_key, after)
 
     def _located(self, result: Evaluated) -> tuple[list[tuple[Place, str]], tuple[Lookup, ...]]:
-        bucket_rows, lookup_rows = result
-        definitions = self._bucket_definitions
-        keys = [(definitions[row.source], row.parameters) for row in bucket_rows]
-        buckets = self._writer.bucket_ids(keys)
+        definitions, buckets = self._bucket_definitions, self._buckets
         places = [
-            ((buckets[key], row.row_type, row.row_id), row.data) for key, row in zip(keys, bucket_rows, strict=True)
+            ((buckets[definitions[source], parameters], row_type, row_id), data)
+            for source, parameters, row_type, row_id, data in result[0]
         ]
-        lookups = tuple((self._lookup_definitions[row.source], row.key, row.outputs) for row in lookup_rows)
+        lookups = tuple((self._lookup_definitions[source], key, outputs) for source, key, outputs in result[1])
         return places, lookups
 
 

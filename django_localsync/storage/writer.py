@@ -89,6 +89,8 @@ class StorageWriter:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """One storage transaction that holds the lock on op ids; nothing of it stays if the block raises."""
+        if len(self._buckets) > MAX_CACHED_BUCKETS:
+            self._buckets = {}
         try:
             with self._connection.transaction():
                 self.in_transaction = True
@@ -120,13 +122,13 @@ class StorageWriter:
     """
 
     def bucket_ids(self, keys: Iterable[BucketKey]) -> dict[BucketKey, int]:
-        """Ids of buckets by what they are, made where they did not exist. Answers the whole cache, do not change it."""
+        """Ids of buckets by what they are, made where they did not exist.
+
+        Answers the whole cache, which only grows until the transaction ends; do not change it.
+        """
         missing = {key for key in keys if key not in self._buckets}
         if not missing:
             return self._buckets
-        if len(self._buckets) + len(missing) > MAX_CACHED_BUCKETS:
-            self._buckets = {}
-            missing = set(keys)
         self._remember_buckets(self.FIND_BUCKETS, missing)
         created = {key for key in missing if key not in self._buckets}
         if created:
@@ -147,11 +149,11 @@ class StorageWriter:
         return {key: decode_state(state) for key, state in rows}
 
     NEXT_ROWS = """
-        SELECT key, state FROM localsync_current_row WHERE table_id = %s AND key > %s ORDER BY key LIMIT %s
+        SELECT key, state FROM localsync_current_row WHERE table_id = %s AND key >= %s ORDER BY key LIMIT %s
     """
 
-    def rows_after(self, table: int, key: str, limit: int) -> list[tuple[str, RowState]]:
-        """The next rows of a table in key order, for work that goes through all of them."""
+    def rows_from(self, table: int, key: str, limit: int) -> list[tuple[str, RowState]]:
+        """The next rows of a table in key order, `key` included, for work that deletes all of them."""
         rows = self._connection.execute(self.NEXT_ROWS, (table, key, limit))
         return [(row_key, decode_state(state)) for row_key, state in rows]
 
