@@ -22,7 +22,7 @@ from tests.e2e.pgbench.load import FEW_ACCOUNTS, find_pgbench, load, make_tables
 from tests.e2e.project import ENVIRONMENT, Person
 from tests.processes import asgi_process, free_port, project_environment, replicator_process, running, wait_until
 
-DURATION_S, LONGEST_PAUSE_S = (300.0, 8.0) if SOAK else (14.0, 5.0)  # of the load; between kills
+DURATION_S, LONGEST_PAUSE_S = (300.0, 8.0) if SOAK else (10.0, 4.0)  # of the load; between kills
 SYNC_TIMEOUT_S = 120.0
 SETTINGS = ENVIRONMENT | {"DJANGO_SETTINGS_MODULE": "tests.e2e.pgbench.settings"}
 SEED = random.SystemRandom().randrange(2**31)
