@@ -107,7 +107,6 @@ class SourceTable(models.Model):
     name = models.CharField(max_length=63)
     identity = models.CharField(max_length=8, choices=[("key", "key"), ("row", "whole row"), ("none", "none")])
     key_columns = models.JSONField(help_text="Names of the identity's columns, where it is a key.")
-    copied = models.BooleanField(default=False)
 
     class Meta:
         db_table = "localsync_source_table"

@@ -202,7 +202,6 @@ class Migration(migrations.Migration):
                     models.CharField(choices=[("key", "key"), ("row", "whole row"), ("none", "none")], max_length=8),
                 ),
                 ("key_columns", models.JSONField(help_text="Names of the identity's columns, where it is a key.")),
-                ("copied", models.BooleanField(default=False)),
                 (
                     "source",
                     models.ForeignKey(

@@ -45,10 +45,6 @@ class ReplicationConnection:
         )
         self._pgconn = self._connection.pgconn
 
-    def fileno(self) -> int:
-        """The socket, for select()."""
-        return self._pgconn.socket
-
     def close(self) -> None:
         """Close the connection; an open stream ends and its slot becomes free."""
         self._connection.close()

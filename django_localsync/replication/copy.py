@@ -38,7 +38,7 @@ class Progress:
             logger.info("copying %s: %s", table, self.summary())
 
     def finish(self) -> None:
-        """The copy is complete."""
+        """The copy has ended, complete or not."""
 
     def rate(self) -> float:
         """Rows a second since the copy began."""

@@ -144,19 +144,21 @@ class Replicator:
         slot = replication.create_slot(generation.source.slot)
         progress = self._progress(sum(table.estimated_rows for table in catalog))
         applier = ChangeApplier(writer, generation)
-        with reader.transaction():
-            reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            reader.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(slot.snapshot)))
-            for table in catalog:
-                stored = generations.add_table(
-                    storage, generation.source.id, table.oid, table.name, table.identity, table.key_columns
-                )
-                replicated = layouts.from_catalog(stored, table)
-                copy_table(reader, writer, applier, table, replicated, progress, self._check_stop)
+        try:
+            with reader.transaction():
+                reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                reader.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(slot.snapshot)))
+                for table in catalog:
+                    stored = generations.add_table(
+                        storage, generation.source.id, table.oid, table.name, table.identity, table.key_columns
+                    )
+                    replicated = layouts.from_catalog(stored, table)
+                    copy_table(reader, writer, applier, table, replicated, progress, self._check_stop)
+        finally:
+            progress.finish()
         with writer.transaction():
             generations.activate(storage, generation)
             writer.publish(generation.source.id, slot.consistent_point.value, rules_replaced=True)
-        progress.finish()
         logger.info("copied %s", progress.summary())
         activated = generations.load_generation(storage, "active", self._plan)
         assert activated is not None

@@ -63,7 +63,7 @@ class Stream:
         self._connection, self._writer, self._layouts, self._when_idle = connection, writer, layouts, when_idle
         self._source = generation.source.id
         self._lsn = generation.source.lsn  # end of the last commit that storage holds
-        self._confirmed, self._confirmed_at = 0, monotonic()
+        self._confirmed_at = monotonic()
         self._applier = ChangeApplier(writer, generation)
         self._stored = {table.relation_oid: table for table in generation.tables}
         self._tables: dict[int, ReplicatedTable | None] = {}

@@ -141,8 +141,8 @@ def add_table(
     """Record a table that is about to be copied."""
     (table,) = _one(
         connection,
-        "INSERT INTO localsync_source_table (source_id, relation_oid, schema, name, identity, key_columns, copied)"
-        " VALUES (%s, %s, %s, %s, %s, to_jsonb(%s::text[]), false) RETURNING id",
+        "INSERT INTO localsync_source_table (source_id, relation_oid, schema, name, identity, key_columns)"
+        " VALUES (%s, %s, %s, %s, %s, to_jsonb(%s::text[])) RETURNING id",
         (source, oid, name.schema, name.name, identity, list(key_columns)),
     )
     return StoredTable(table, oid, name, identity, tuple(key_columns))
@@ -152,7 +152,6 @@ def activate(connection: Connection, generation: Generation) -> None:
     """Serve this rule set from now on. Belongs in the transaction that publishes its first checkpoint."""
     connection.execute("UPDATE localsync_rule_set SET state = 'retired' WHERE state = 'active'")
     connection.execute("UPDATE localsync_rule_set SET state = 'active' WHERE id = %s", (generation.id,))
-    connection.execute("UPDATE localsync_source_table SET copied = true WHERE source_id = %s", (generation.source.id,))
 
 
 def abandon_unfinished(connection: Connection) -> None:

@@ -89,7 +89,6 @@ class _Evaluator(Writer):
         self._table, self._columns, self._options, self._on_error = table, columns, options, on_error
         self._position = {column.name: position for position, column in enumerate(columns)}
         self._converted: dict[int, ValueKind] = {}
-        self._suffixes: dict[str, str] = {}
         self._query: RowQuery
         self._selections: dict[Selection, int] = {}
         self._data: dict[int, str] = {}  # source of the JSON of a selection
