@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -79,9 +79,11 @@ class CompiledPlan:
         """Whether any rule reads this table."""
         return any(pattern.matches(table) for pattern in self.tables)
 
-    def row_evaluator(self, table: TableName, columns: Sequence[Column], on_error: OnError) -> RowEvaluator:
+    def row_evaluator(
+        self, table: TableName, columns: Sequence[Column], on_error: OnError, *, only: Collection[str] | None = None
+    ) -> RowEvaluator:
         """Generate the function for a table of this layout; see `rows.row_evaluator`."""
-        return row_evaluator(table, columns, self._queries(table), self.options, on_error)
+        return row_evaluator(table, columns, self._queries(table, only), self.options, on_error)
 
     def used_columns(self, table: TableName, columns: Sequence[Column]) -> frozenset[int]:
         """Positions of the columns that any rule reads."""
@@ -92,11 +94,12 @@ class CompiledPlan:
         found = {item.name: missing_columns(item.query, columns) for item in self._queries(table)}
         return {name: missing for name, missing in found.items() if missing}
 
-    def _queries(self, table: TableName) -> list[SourceQuery]:
+    def _queries(self, table: TableName, only: Collection[str] | None = None) -> list[SourceQuery]:
         return [
             SourceQuery(number, source.name, query)
             for sources in (self.buckets, self.indexes)
             for number, source in enumerate(sources)
+            if only is None or source.identity in only
             for query in source.queries
             if query.table.matches(table)
         ]

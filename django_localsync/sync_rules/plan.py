@@ -11,7 +11,7 @@ The first two run once per replicated row, as generated code; they work on plain
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -225,8 +225,13 @@ class Plan(Protocol):
     def uses(self, table: TableName) -> bool:
         """Whether any rule reads this table."""
 
-    def row_evaluator(self, table: TableName, columns: Sequence[Column], on_error: OnError) -> RowEvaluator:
+    def row_evaluator(
+        self, table: TableName, columns: Sequence[Column], on_error: OnError, *, only: Collection[str] | None = None
+    ) -> RowEvaluator:
         """Generate the function for a table of this layout.
+
+        With `only`, it answers for the bucket sources and lookup sources of these identities alone; the others give
+        nothing, cost nothing and report nothing. Sources keep their numbers.
 
         A query of which a condition or parameter names a column that the table lacks gives nothing, and is reported
         to `on_error` at once: access must not widen because a column is gone. In a select list it reads as NULL.

@@ -171,3 +171,27 @@ def test_arrays_with_too_many_combinations_are_an_error():
     many = json.dumps(list(range(200)))
     buckets, _, errors = rows(plan, "t", "id:i a:j b:j", "1", many, many)
     assert (buckets, errors) == ([], [("s|0", "the arrays of a row have more than 10000 combinations")])
+
+
+def test_an_evaluator_for_some_sources_gives_reports_and_converts_nothing_of_the_others():
+    plan = plan_of(
+        "SELECT * FROM t WHERE gone = auth.parameter('x')",
+        "SELECT id FROM t WHERE a = auth.user_id()",
+        "SELECT * FROM u WHERE a IN (SELECT a FROM t WHERE b = auth.user_id())",
+    )
+    missing, wanted, _ = plan.bucket_sources
+    (lookup,) = plan.lookup_sources
+
+    def answers(*only: str) -> tuple[list[int], list[int], int]:
+        errors: list[Any] = []
+        evaluate = plan.row_evaluator(
+            TableName("public", "t"), columns("id:i a:t b:t"), lambda *error: errors.append(error), only=only
+        )
+        buckets, lookups = evaluate(["1", "x", "y"])
+        return [row.source for row in buckets], [row.source for row in lookups], len(errors)
+
+    assert answers() == ([], [], 0)
+    assert answers(wanted.identity) == ([1], [], 0)
+    assert answers(lookup.identity) == ([], [0], 0)
+    assert answers(missing.identity) == ([], [], 1)
+    assert answers(wanted.identity, lookup.identity) == ([1], [0], 0)
