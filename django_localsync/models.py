@@ -1,4 +1,4 @@
-"""Bucket storage, and the journal of uploads, as Django models.
+"""Bucket storage as Django models; what uploads leave behind is in upload_models.py.
 
 The models define tables and serve the admin; hot paths use the SQL in `storage/`. No foreign key has a database
 constraint and operations carry no index but their key: see docs/architecture.md, "Bucket storage". LSNs are
@@ -11,6 +11,9 @@ from django.db import models
 from django.utils import timezone
 
 from .buckets.operation import OpKind
+from .upload_models import Rejection as Rejection
+from .upload_models import UploadedId as UploadedId
+from .upload_models import UploadJournal as UploadJournal
 
 
 class Checkpoint(models.Model):
@@ -181,25 +184,3 @@ class WriteCheckpoint(models.Model):
 
     class Meta:
         db_table = "localsync_write_checkpoint"
-
-
-class UploadJournal(models.Model):
-    """One uploaded local transaction and its answer: a repeat gets the first answer."""
-
-    user_key = models.TextField()
-    client_id = models.TextField()
-    transaction_id = models.BigIntegerField()
-    content_hash = models.CharField(max_length=64, help_text="SHA-256 of the operations.")
-    # Text, because jsonb refuses the NUL characters that a rejected value may hold.
-    answer = models.TextField(help_text="What the client was told, as JSON.")
-    operations = models.TextField(null=True, help_text="What was uploaded, as JSON, kept where it was rejected.")
-    created_at = models.DateTimeField(default=timezone.now, db_index=True)
-
-    class Meta:
-        db_table = "localsync_upload_journal"
-        constraints = [
-            models.UniqueConstraint(
-                fields=["user_key", "client_id", "transaction_id", "content_hash"],
-                name="localsync_upload_journal_key",
-            )
-        ]

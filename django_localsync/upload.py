@@ -125,7 +125,10 @@ class UploadHandler:
             result = self._apply(item, user, using)
             rejected = result.status is Status.REJECTED
             operations = item.encode_operations().decode() if rejected else None
-            journal.create(**key, answer=encode_result(result), operations=operations)
+            state = UploadJournal.State(result.status.value)
+            journal.create(
+                **key, user_id=str(user.pk), state=state, answer=encode_result(result), operations=operations
+            )
         if rejected:
             codes = sorted({str(operation.code) for operation in result.operations})
             logger.info("upload of user %s: transaction %d rejected (%s)", user_key, item.id, ", ".join(codes))

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "django_localsync"
 FLOORS = [
     {"exceptions", "buckets", "pgoutput"},
     {"sync_rules", "protocol"},
-    {"storage", "models", "migrations", "conf", "auth", "key_sets"},
+    {"storage", "models", "upload_models", "migrations", "conf", "auth", "key_sets"},
     {"replication", "streams", "consumers", "authentication", "views", "upload", "upload_tables"},
     {"apps", "urls", "routing", "admin", "checks", "management", "testing"},
 ]
