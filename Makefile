@@ -18,10 +18,10 @@ endif
 bin := $(VENV)/bin
 environment := $(VENV)/installed-$(DJANGO)
 
-.PHONY: help setup demo test soak check docs node requirements clean
+.PHONY: help setup demo test soak bench-replication check docs node requirements clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
 		|| sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 - \2/p' Makefile
 
 setup: $(environment) ## Make the virtual environment (.venv) with everything pinned
@@ -34,6 +34,9 @@ test: $(environment) node ## Run every test against a real Postgres
 
 soak: $(environment) node ## Run every test with large budgets (an hour, not minutes)
 	@LOCALSYNC_SOAK=1 $(bin)/python -m pytest $(ARGS)
+
+bench-replication: $(environment) ## Measure the replicator (ARGS=--full: the sizes of the speed goals)
+	@$(bin)/python -m benchmarks.replication $(ARGS)
 
 check: $(environment) ## Format, lint, types, architecture
 	@$(bin)/ruff format --check .

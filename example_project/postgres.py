@@ -17,10 +17,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 import psycopg
@@ -58,14 +59,17 @@ class EmbeddedPostgres:
     """One Postgres server in one folder.
 
     `durable=False` gives up safety from power cuts for speed, for data that will be thrown away. `major` is the
-    version of a new cluster (16 or 18); a cluster that exists keeps its own.
+    version of a new cluster (16 or 18); a cluster that exists keeps its own. `settings` go before SERVER_SETTINGS.
 
     The server ends with the process that started it, even when that is killed. Call `start` in a thread that lives
     as long as the server should.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = True, major: int = 18) -> None:
+    def __init__(
+        self, folder: Path, *, durable: bool = True, major: int = 18, settings: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.folder, self.durable, self.major = folder.resolve(), durable, major
+        self._settings = SERVER_SETTINGS | ({} if durable else VOLATILE_SETTINGS) | settings
         self.cluster, self.log = self.folder / "cluster", self.folder / "postgres.log"
         self._password = self.folder / "password"
         self._account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
@@ -182,8 +186,7 @@ class EmbeddedPostgres:
 
     def _launch(self, port: int) -> str | None:
         """Start the postmaster and wait until it answers. None: the port was taken."""
-        settings = SERVER_SETTINGS | {"port": str(port)} | ({} if self.durable else VOLATILE_SETTINGS)
-        options = [f"--{name}={value}" for name, value in settings.items()]
+        options = [f"--{name}={value}" for name, value in (self._settings | {"port": str(port)}).items()]
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.old"))
         with self.log.open("wb") as log:

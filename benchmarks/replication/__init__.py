@@ -1,0 +1,1 @@
+"""How fast the replicator is, beside the least that Postgres and Python need: `make bench-replication`."""
