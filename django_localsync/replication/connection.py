@@ -6,19 +6,29 @@ https://www.postgresql.org/docs/current/protocol-replication.html
 
 from __future__ import annotations
 
+import re
 import select
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import pq, sql
+from psycopg.errors import error_from_result
 
-from ..exceptions import ReplicationError, SlotLost
+from ..exceptions import ConfigurationError, ReplicationError, SlotLost
 from ..pgoutput.frames import encode_status_update
 from ..pgoutput.lsn import Lsn
 from ..storage.connections import connect_for_rows
+from .diagnosis import POOLER
 
 MAX_MESSAGES_PER_READ = 10_000  # about 5 MB of small rows: what one read may add to memory
+FAILOVER_SLOTS = 170_000  # server version that can keep a slot on standbys
+
+# What a walsender answers when slot and publication cannot give what is asked for: no such slot or publication, slot
+# invalidated, WAL removed.
+USELESS_SLOT = {"42704", "55000", "58P01"}
+# It answers 55000 also where the server is at fault; the function that refused is named in no language but C.
+SERVER_AT_FAULT = {"CheckLogicalDecodingRequirements", "CheckSlotRequirements"}
 
 
 class SystemIdentity(NamedTuple):
@@ -44,21 +54,45 @@ class ReplicationConnection:
             alias, replication="database", application_name="django_localsync replicator"
         )
         self._pgconn = self._connection.pgconn
+        self._slot = ""
 
     def close(self) -> None:
         """Close the connection; an open stream ends and its slot becomes free."""
         self._connection.close()
 
     def identify_system(self) -> SystemIdentity:
-        """The server's system identifier and timeline."""
-        row = self._query(sql.SQL("IDENTIFY_SYSTEM"))
+        """The server's system identifier and timeline. Raises ConfigurationError where a pooler answers instead."""
+        try:
+            row = self._query(sql.SQL("IDENTIFY_SYSTEM"))
+        except psycopg.errors.SyntaxError as error:
+            raise ConfigurationError(POOLER) from error
         return SystemIdentity(str(row[0]), int(row[1]), str(row[3]))
 
+    def switch_point(self, timeline: int, current: int) -> Lsn | None:
+        """Where the server's history left `timeline` on its way to the timeline `current`.
+
+        Up to there both are the same. None: the server never was on it, or its history file is gone.
+        """
+        try:
+            row = self._query(sql.SQL("TIMELINE_HISTORY {}").format(sql.Literal(current)))
+        except psycopg.Error:
+            return None
+        content = row[1].decode() if isinstance(row[1], bytes) else str(row[1])
+        for line in content.splitlines():
+            fields = line.split()
+            if fields and fields[0] == str(timeline):
+                return Lsn.parse(fields[1])
+        return None
+
     def create_slot(self, slot: str) -> CreatedSlot:
-        """Create a logical slot that uses pgoutput. Waits for transactions that are writing now."""
-        row = self._query(
-            sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export')").format(sql.Identifier(slot))
-        )
+        """Create a logical slot that uses pgoutput. Waits for transactions that are writing now.
+
+        Servers that can take the slot along to a standby are told to.
+        """
+        survives_failover = self._connection.info.server_version >= FAILOVER_SLOTS
+        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export'{})")
+        failover = sql.SQL(", FAILOVER" if survives_failover else "")
+        row = self._query(command.format(sql.Identifier(slot), failover))
         return CreatedSlot(Lsn.parse(str(row[1])), str(row[2]))
 
     def start(self, slot: str, after: Lsn, publications: Sequence[str]) -> None:
@@ -67,15 +101,16 @@ class ReplicationConnection:
         command = sql.SQL(
             "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, messages 'true')"
         ).format(sql.Identifier(slot), sql.SQL(str(after)), sql.Literal(names))
+        self._slot = slot
         result = self._pgconn.exec_(command.as_bytes(self._connection))
         if result.status != pq.ExecStatus.COPY_BOTH:
-            raise _start_error(slot, result)
+            raise self._error(result)
         self._pgconn.nonblocking = 1
 
     def read(self, timeout_s: float, wake_fd: int) -> list[bytes]:
         """CopyData payloads that have arrived; waits up to `timeout_s` for the first, or until `wake_fd` is readable.
 
-        Raises psycopg.OperationalError when the stream has ended.
+        Raises psycopg.Error when the stream has ended, SlotLost when it can never be continued.
         """
         payloads = self._drain()
         if payloads:
@@ -104,26 +139,21 @@ class ReplicationConnection:
             elif size == 0:
                 break
             else:
-                raise psycopg.OperationalError(f"the replication stream ended: {_last_error(self._pgconn)}")
+                raise self._error(self._pgconn.get_result())
         return payloads
+
+    def _error(self, result: Any) -> Exception:
+        """The error that a result tells of, or that libpq tells of where there is no result."""
+        if result is None or result.status != pq.ExecStatus.FATAL_ERROR:
+            text = self._pgconn.error_message.decode(errors="replace").strip()
+            return psycopg.OperationalError(f"the replication stream ended: {text or 'closed by the server'}")
+        error = error_from_result(result, encoding="utf-8")
+        if error.sqlstate in USELESS_SLOT and error.diag.source_function not in SERVER_AT_FAULT:
+            return SlotLost(self._slot, re.sub(r"\s+", " ", str(error)).strip())
+        return error
 
     def _query(self, command: sql.SQL | sql.Composed) -> tuple[Any, ...]:
         row = self._connection.execute(command).fetchone()
         if row is None:
             raise ReplicationError("the server answered a replication command with nothing")
         return row
-
-
-def _start_error(slot: str, result: Any) -> Exception:
-    message = result.error_message.decode(errors="replace").strip()
-    state = result.error_field(pq.DiagnosticField.SQLSTATE)
-    # undefined_object: no such slot; object_not_in_prerequisite_state: invalidated
-    if state in (b"42704", b"55000"):
-        return SlotLost(slot, message)
-    return psycopg.OperationalError(message)
-
-
-def _last_error(pgconn: Any) -> str:
-    result = pgconn.get_result()
-    text = result.error_message if result is not None else pgconn.error_message
-    return str(text.decode(errors="replace")).strip() or "closed by the server"
