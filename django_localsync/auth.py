@@ -22,14 +22,17 @@ from django.conf import settings as django_settings
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.core.signals import setting_changed
 from django.utils.crypto import salted_hmac
+from django.utils.module_loading import import_string
 
 from .conf import get_settings
-from .exceptions import AuthError
+from .exceptions import AuthError, ConfigurationError
 from .key_sets import KeySet, VerificationKey
 
 CLOCK_TOLERANCE_S = 60
 PURPOSE = "django_localsync.token"
 WAIT_S = 3.0  # what a request waits for key sets that it needs
+
+_RESERVED = {"sub", "aud", "iat", "exp", "nbf", "sid"}  # they decide who a token is for, and how long
 
 EXPIRED, LIFETIME, AUDIENCE, ABSENT = "PSYNC_S2103", "PSYNC_S2104", "PSYNC_S2105", "PSYNC_S2106"
 
@@ -99,7 +102,7 @@ def make_token(user: AbstractBaseUser, *, session_key: str | None = None, lifeti
     settings = get_settings()
     now = int(time.time())
     claims = {
-        "sub": str(user._meta.pk.value_to_string(user)),
+        **user_claims(user),
         "aud": settings.audience[0],
         "iat": now,
         "exp": now + (settings.token_lifetime_s if lifetime_s is None else lifetime_s),
@@ -108,6 +111,25 @@ def make_token(user: AbstractBaseUser, *, session_key: str | None = None, lifeti
         claims["sid"] = hash_session_key(session_key)
     key = _own_keys()[0]
     return jwt.encode(claims, key.key, algorithm="HS256", headers={"kid": key.id})
+
+
+def user_claims(user: AbstractBaseUser) -> dict[str, Any]:
+    """What a user's tokens say of the user: `sub`, and what the setting `token_claims` adds.
+
+    Raises ConfigurationError when that cannot be imported, or gives anything but a dict of further claims.
+    """
+    claims = {"sub": str(user._meta.pk.value_to_string(user))}
+    path = get_settings().token_claims
+    if path is None:
+        return claims
+    try:
+        further = import_string(path)(user)
+    except ImportError as error:
+        raise ConfigurationError(f"LOCALSYNC's TOKEN_CLAIMS {path!r} cannot be imported: {error}") from error
+    if not isinstance(further, dict) or _RESERVED & further.keys():
+        listed = ", ".join(sorted(_RESERVED))
+        raise ConfigurationError(f"LOCALSYNC's TOKEN_CLAIMS {path!r} must give a dict of claims other than {listed}")
+    return claims | further
 
 
 def hash_session_key(session_key: str) -> str:

@@ -56,6 +56,9 @@ class Settings:
     token_lifetime_s: int = 300
     """Lifetime of the tokens that the token view gives, in seconds."""
 
+    token_claims: str | None = None
+    """Dotted path of a function from a user to further claims of the user's tokens, for `auth.parameter('…')`."""
+
     max_token_lifetime_s: int = 86_400
     """Longest `exp - iat` accepted, in seconds."""
 

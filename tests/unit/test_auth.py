@@ -26,6 +26,7 @@ from django_localsync.auth import (
     hash_session_key,
     make_token,
     parse_authorization,
+    user_claims,
     verify,
     verify_token,
 )
@@ -274,6 +275,29 @@ def test_our_own_tokens_outlive_a_change_of_the_secret_key_among_the_fallbacks(s
         assert verify_token(token).user_key == "7"
     with override_settings(SECRET_KEY="another", SECRET_KEY_FALLBACKS=[]):
         assert refusal(lambda: verify_token(token)) == "PSYNC_S2101"
+
+
+def claims_of_project(user: Any) -> dict[str, Any]:
+    return {"organisation": f"o{user.pk}"}
+
+
+def reserved_claims(user: Any) -> dict[str, Any]:
+    return {"sub": "someone else"}
+
+
+def test_our_own_tokens_carry_the_claims_that_the_project_adds(settings: Any):
+    settings.LOCALSYNC = {"TOKEN_CLAIMS": f"{__name__}.claims_of_project"}
+
+    assert user_claims(user()) == {"sub": "7", "organisation": "o7"}
+    assert verify_token(make_token(user())).claims["organisation"] == "o7"
+
+
+@pytest.mark.parametrize("path", ["nowhere.at_all", f"{__name__}.reserved_claims", "builtins.str"])
+def test_claims_that_a_project_may_not_give_make_no_token(settings: Any, path: str):
+    settings.LOCALSYNC = {"TOKEN_CLAIMS": path}
+
+    with pytest.raises(ConfigurationError, match="TOKEN_CLAIMS"):
+        make_token(user())
 
 
 class KeyServer:
