@@ -35,7 +35,7 @@ class Code(NamedTuple):
     simple: bool = False
 
 
-_INTEGERS = {"=", "!=", "<", ">", "<=", ">=", "in", "among", "&&", "is null", "is true", "is false",
+_INTEGERS = {"=", "!=", "<", ">", "<=", ">=", "between", "in", "among", "&&", "is null", "is true", "is false",
              "length", "instr", "cast as integer", "json_array_length", "json_valid"}  # fmt: skip
 _TEXTS = {"||", "upper", "lower", "substring", "hex", "base64", "typeof", "json_keys", "datetime", "cast as text",
           "->", "-> of edition 1", "st_asgeojson", "st_astext"}  # fmt: skip
@@ -115,6 +115,8 @@ class Writer:
                 return f"({self.value(argument).source} is None)"
             case Call("=" | "<" | ">" | "<=" | ">=" as name, (left, right)):
                 return self._comparison(name, self.value(left), self.value(right), left, right)
+            case Call("between", (value, low, high)):
+                return self.condition(Call("and", (Call(">=", (value, low)), Call("<=", (value, high)))))
         code = self.value(expr)
         return code.source if code.kind is ValueKind.INTEGER else f"truth({code.source})"
 

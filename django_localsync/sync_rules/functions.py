@@ -17,6 +17,7 @@ from .values import to_text, truth
 
 Implementation = Callable[..., SqliteValue]
 
+_LAST_OF_ONE_UNIT = "\uffff"  # the language is defined on UTF-16: characters beyond are two code units
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 
 
@@ -33,19 +34,29 @@ def lower(value: SqliteValue) -> str | None:
 
 
 def substring(value: SqliteValue, start: SqliteValue, length: SqliteValue = 1 << 62) -> str | None:
-    """A part of a text, counted from 1; from the end if `start` is negative, before `start` if `length` is."""
+    """A part of a text, in UTF-16 code units counted from 1; from the end if `start` is negative, before `start` if
+    `length` is."""
     text, first, count = to_text(value), values.to_integer(start), values.to_integer(length)
     if text is None or first is None or count is None:
         return None
+    if max(text, default="") <= _LAST_OF_ONE_UNIT:
+        return text[_part(len(text), first, count)]
+    units = text.encode("utf-16-be", "surrogatepass")
+    part = _part(len(units) // 2, first, count)
+    # Half of a character cannot be stored, as with any text that is not Unicode.
+    return units[2 * part.start : 2 * part.stop].decode("utf-16-be", "replace")
+
+
+def _part(size: int, first: int, count: int) -> slice:
+    """The units that substring means, of so many; within 0 … size."""
     if first > 0:
         first -= 1
     elif first < 0:
-        first = max(first + len(text), 0)
+        first = max(first + size, 0)
     else:
         count -= 1  # position 0 stands before the text and costs one character
-    if count < 0:
-        return text[max(first + count, 0) : first]
-    return text[first : first + count]
+    start, stop = (first + count, first) if count < 0 else (first, first + count)
+    return slice(max(start, 0), max(min(stop, size), 0))
 
 
 def hexadecimal(value: SqliteValue) -> str:
@@ -63,7 +74,12 @@ def length(value: SqliteValue) -> int | None:
     if isinstance(value, bytes):
         return len(value)
     text = to_text(value)
-    return None if text is None else len(text) + sum(character > "\uffff" for character in text)
+    return None if text is None else _units(text)
+
+
+def _units(text: str) -> int:
+    """Length in UTF-16 code units."""
+    return len(text) + sum(character > _LAST_OF_ONE_UNIT for character in text)
 
 
 def typeof(value: SqliteValue) -> str:
@@ -82,12 +98,14 @@ def iif(condition: SqliteValue, then: SqliteValue, otherwise: SqliteValue = None
 
 
 def instr(value: SqliteValue, part: SqliteValue) -> int | None:
-    """Position of a part, counted from 1; 0 if it is absent. Bytes if both are blobs."""
+    """Position of a part in UTF-16 code units, counted from 1; 0 if it is absent. Bytes if both are blobs."""
     if value is None or part is None:
         return None
     if isinstance(value, bytes) and isinstance(part, bytes):
         return value.find(part) + 1
-    return str(to_text(value)).find(str(to_text(part))) + 1
+    text = str(to_text(value))
+    found = text.find(str(to_text(part)))
+    return 0 if found < 0 else _units(text[:found]) + 1
 
 
 def uuid_blob(value: SqliteValue) -> bytes | None:
@@ -105,11 +123,16 @@ def _is_null(value: SqliteValue) -> int:
 
 
 def _is_true(value: SqliteValue) -> int:
-    return int(value is not None and truth(value))
+    return int(value == 1)
 
 
 def _is_false(value: SqliteValue) -> int:
-    return int(value is not None and not truth(value))
+    return int(value == 0)
+
+
+def _between(value: SqliteValue, low: SqliteValue, high: SqliteValue) -> int | None:
+    least, most = _greater_or_equal(value, low), values.less_or_equal(value, high)
+    return None if least is None or most is None else least & most
 
 
 def _greater(left: SqliteValue, right: SqliteValue) -> int | None:
@@ -166,6 +189,7 @@ OPERATORS: dict[str, Implementation] = {
     ">": _greater,
     "<=": values.less_or_equal,
     ">=": _greater_or_equal,
+    "between": _between,
     "+": values.add,
     "-": values.subtract,
     "*": values.multiply,

@@ -33,6 +33,7 @@ Point = tuple[float, ...]
 class _Geometry:
     name: str
     parts: Any  # a point, points, rings of points, or geometries
+    dimensions: str = ""  # those beyond x and y: Z, M or ZM
 
 
 class _Reader:
@@ -48,11 +49,11 @@ class _Reader:
         flags = self._unpack("I")
         if flags & _HAS_SRID:
             self._unpack("I")
-        size = 2 + bool(flags & _HAS_Z) + bool(flags & _HAS_M)
+        dimensions = "Z" * bool(flags & _HAS_Z) + "M" * bool(flags & _HAS_M)
         kind = flags & 0xFF
         if kind not in _NAMES:
             raise EvaluationError(f"geometries of kind {kind} are not supported")
-        return _Geometry(_NAMES[kind], self._parts(kind, size, depth))
+        return _Geometry(_NAMES[kind], self._parts(kind, 2 + len(dimensions), depth), dimensions)
 
     def _parts(self, kind: int, size: int, depth: int) -> Any:
         match kind:
@@ -83,13 +84,10 @@ class _Reader:
 
 
 def _parse(value: SqliteValue) -> _Geometry | None:
-    if value is None:
+    if not isinstance(value, str | bytes):
         return None
     try:
-        data = bytes.fromhex(value) if isinstance(value, str) else value
-        if not isinstance(data, bytes):
-            raise EvaluationError("a number is not a geometry")
-        return _Reader(data).geometry()
+        return _Reader(bytes.fromhex(value) if isinstance(value, str) else value).geometry()
     except (ValueError, struct.error):
         raise EvaluationError("a value is not a PostGIS geometry") from None
 
@@ -113,7 +111,7 @@ def _coordinate(value: SqliteValue, index: int) -> float | None:
 
 
 def st_asgeojson(value: SqliteValue) -> str | None:
-    """GeoJSON (RFC 7946)."""
+    """GeoJSON (RFC 7946), which knows no measures (M)."""
     geometry = _parse(value)
     return None if geometry is None else orjson.dumps(_geojson(geometry)).decode()
 
@@ -125,11 +123,21 @@ def _geojson(geometry: _Geometry) -> dict[str, Any]:
 
 
 def _coordinates(geometry: _Geometry) -> Any:
-    if geometry.name.startswith("Multi"):
-        return [_coordinates(part) for part in geometry.parts]
-    if geometry.name == "Point" and geometry.parts[0] != geometry.parts[0]:
-        return []  # POINT EMPTY
-    return geometry.parts
+    size = 3 if "Z" in geometry.dimensions else 2
+    match geometry.name:
+        case "Point":
+            return [] if _is_empty(geometry) else geometry.parts[:size]
+        case "LineString":
+            return [point[:size] for point in geometry.parts]
+        case "Polygon":
+            return [[point[:size] for point in ring] for ring in geometry.parts]
+        case _:
+            return [_coordinates(part) for part in geometry.parts]
+
+
+def _is_empty(point: _Geometry) -> bool:
+    """POINT EMPTY has NaN for coordinates."""
+    return bool(point.parts[0] != point.parts[0])
 
 
 def st_astext(value: SqliteValue) -> str | None:
@@ -140,19 +148,22 @@ def st_astext(value: SqliteValue) -> str | None:
 
 def _wkt(geometry: _Geometry) -> str:
     body = _wkt_body(geometry)
-    return f"{geometry.name.upper()}{body}" if body else f"{geometry.name.upper()} EMPTY"
+    name = f"{geometry.name.upper()} {geometry.dimensions} " if geometry.dimensions else geometry.name.upper()
+    return f"{name}{body}" if body else f"{name.rstrip()} EMPTY"
 
 
 def _wkt_body(geometry: _Geometry) -> str:
     match geometry.name:
         case "Point":
-            return "" if geometry.parts[0] != geometry.parts[0] else f"({_wkt_point(geometry.parts)})"
+            return "" if _is_empty(geometry) else f"({_wkt_point(geometry.parts)})"
         case "LineString":
             return _wkt_points(geometry.parts)
         case "Polygon":
             return _listed(_wkt_points(ring) for ring in geometry.parts)
         case "GeometryCollection":
             return _listed(_wkt(part) for part in geometry.parts)
+        case "MultiPoint":
+            return _listed(_wkt_point(part.parts) for part in geometry.parts)
         case _:
             return _listed(_wkt_body(part) or "EMPTY" for part in geometry.parts)
 

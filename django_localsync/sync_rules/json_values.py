@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -12,6 +13,8 @@ from .expressions import SqliteValue
 
 MISSING = object()
 """What a path answers that leads nowhere, unlike JSON null."""
+
+_INDEX = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 
 
 def parse_json(text: str) -> Any:
@@ -42,84 +45,84 @@ def to_sqlite(value: Any) -> SqliteValue:
 
 
 def follow(document: Any, steps: list[str]) -> Any:
-    """The member that a path of keys leads to, or MISSING."""
+    """The member that a path of keys leads to, or MISSING. A number is the key of an array's element, from 0."""
     for step in steps:
-        if not isinstance(document, dict) or step not in document:
+        if isinstance(document, dict) and step in document:
+            document = document[step]
+        elif isinstance(document, list) and _INDEX.fullmatch(step) and int(step) < len(document):
+            document = document[int(step)]
+        else:
             return MISSING
-        document = document[step]
     return document
 
 
-def _steps(path: SqliteValue, *, split: bool) -> list[str]:
-    """The keys of a `->` operand: a plain key, or a path when it begins with `$.` (or with dots, if split)."""
-    text = path if isinstance(path, str) else json_text(path)
-    if text.startswith("$."):
-        return text[2:].split(".")
-    return text.split(".") if split else [text]
+def member_steps(key: str, *, split: bool = False) -> list[str]:
+    """The keys of a `->` operand: a plain key, or a path when it begins with `$` (or with dots, if split)."""
+    if key == "$" or key.startswith(("$.", "$[")):
+        return key.split(".")[1:]
+    return key.split(".") if split else [key]
 
 
 def _document(value: SqliteValue) -> Any:
-    return parse_json(value) if isinstance(value, str) else MISSING
+    if isinstance(value, bytes):
+        raise EvaluationError("a blob is not JSON")
+    return parse_json(value) if isinstance(value, str) else value
+
+
+def _member(value: SqliteValue, key: SqliteValue, *, split: bool) -> Any:
+    if value is None or key is None:
+        return MISSING
+    text = key if isinstance(key, str) else json_text(key)
+    return follow(_document(value), member_steps(text, split=split))
 
 
 def member(value: SqliteValue, key: SqliteValue) -> SqliteValue:
     """`->>` from edition 2 on: a plain key, or a path if it begins with `$.`."""
-    if key is None:
-        return None
-    return to_sqlite(follow(_document(value), _steps(key, split=False)))
+    return to_sqlite(_member(value, key, split=False))
 
 
 def member_split(value: SqliteValue, key: SqliteValue) -> SqliteValue:
-    """`->>` of edition 1, where `a.b` is a path too."""
-    if key is None:
-        return None
-    return to_sqlite(follow(_document(value), _steps(key, split=True)))
+    """`->>` of edition 1, where `a.b` is a path too, and JSON null is the text `null`."""
+    found = _member(value, key, split=True)
+    return "null" if found is None else to_sqlite(found)
 
 
 def member_json(value: SqliteValue, key: SqliteValue) -> SqliteValue:
     """`->` from edition 2 on: JSON text, `null` for JSON null, NULL where nothing is."""
-    if key is None:
-        return None
-    found = follow(_document(value), _steps(key, split=False))
+    found = _member(value, key, split=False)
     return None if found is MISSING else json_text(found)
 
 
 def member_json_split(value: SqliteValue, key: SqliteValue) -> SqliteValue:
     """`->` of edition 1: NULL for JSON null."""
-    if key is None:
-        return None
-    found = follow(_document(value), _steps(key, split=True))
+    found = _member(value, key, split=True)
     return None if found is MISSING or found is None else json_text(found)
 
 
-def _path_steps(path: SqliteValue) -> list[str]:
+def _at_path(value: SqliteValue, path: SqliteValue) -> Any:
+    """What a path of `$` and keys leads to; MISSING for NULL. Raises EvaluationError."""
+    if value is None or path is None:
+        return MISSING
     if not isinstance(path, str) or not path.startswith("$"):
         raise EvaluationError("a JSON path must begin with $")
-    if path == "$":
-        return []
-    if not path.startswith("$."):
-        raise EvaluationError("a JSON path consists of $ and .keys")
-    return path[2:].split(".")
+    return follow(_document(value), path.split(".")[1:])
 
 
 def json_extract(value: SqliteValue, path: SqliteValue) -> SqliteValue:
     """`json_extract` from edition 2 on."""
-    steps = _path_steps(path)
-    return to_sqlite(follow(_document(value), steps))
+    return to_sqlite(_at_path(value, path))
 
 
 def json_extract_null_text(value: SqliteValue, path: SqliteValue) -> SqliteValue:
     """`json_extract` of edition 1: JSON null is the text `null`."""
-    found = follow(_document(value), _path_steps(path))
+    found = _at_path(value, path)
     return "null" if found is None else to_sqlite(found)
 
 
 def json_array_length(value: SqliteValue, path: SqliteValue = "$") -> int | None:
-    """Length of an array, 0 for anything else, NULL for NULL."""
-    if value is None or path is None:
-        return None
-    found = follow(_document(value), _path_steps(path))
-    if found is MISSING and path != "$":
+    """Length of an array, 0 for anything else, NULL for NULL and for what is not there."""
+    found = _at_path(value, path)
+    if found is MISSING:
         return None
     return len(found) if isinstance(found, list) else 0
 
@@ -135,11 +138,12 @@ def json_keys(value: SqliteValue) -> str | None:
 
 
 def json_valid(value: SqliteValue) -> int:
-    """Whether a value is JSON text."""
+    """Whether a value is JSON text or a number."""
     try:
-        return int(value is not None and _document(value) is not MISSING)
+        _document(value)
     except EvaluationError:
         return 0
+    return int(value is not None)
 
 
 def json_each(value: SqliteValue) -> Iterator[tuple[SqliteValue, SqliteValue]]:
@@ -165,26 +169,39 @@ def each_element(document: Any) -> list[tuple[SqliteValue, SqliteValue]]:
 
 
 def _array(value: SqliteValue) -> list[SqliteValue] | None:
-    """The elements of a JSON array, None for NULL and anything else."""
-    if not isinstance(value, str):
+    """The elements of a JSON array, None for NULL. Raises EvaluationError for anything else.
+
+    NULL would be taken for "not in" by NOT IN, which must not grant what nobody understands.
+    """
+    if value is None:
         return None
-    document = parse_json(value)
-    return [to_sqlite(item) for item in document] if isinstance(document, list) else None
+    document = _document(value)
+    if not isinstance(document, list):
+        raise EvaluationError("IN and && need a JSON array")
+    return [to_sqlite(item) for item in document]
 
 
 def is_in(value: SqliteValue, array: SqliteValue) -> int | None:
     """`value IN array`, the array being JSON text; NULL with NULL."""
-    if value is None:
-        return None
     items = _array(array)
-    return None if items is None else is_among(value, *items)
+    if value is None or items is None:
+        return None
+    return int(_contains(items, value))
 
 
 def is_among(value: SqliteValue, *items: SqliteValue) -> int | None:
-    """`value IN ARRAY[…]`."""
+    """`value IN ARRAY[…]`: NULL if it is not among them and one of them is NULL."""
     if value is None:
         return None
-    return int(any(item is not None and type(item) is not bytes and item == value for item in items))
+    if _contains(items, value):
+        return 1
+    return None if None in items else 0
+
+
+def _contains(items: Sequence[SqliteValue], value: SqliteValue) -> bool:
+    if isinstance(value, bytes) and any(isinstance(item, bytes) for item in items):
+        raise EvaluationError("two blobs cannot be compared; compare hex(…) of them")
+    return any(item is not None and item == value for item in items)
 
 
 def overlap(left: SqliteValue, right: SqliteValue) -> int | None:
@@ -192,12 +209,13 @@ def overlap(left: SqliteValue, right: SqliteValue) -> int | None:
     lefts, rights = _array(left), _array(right)
     if lefts is None or rights is None:
         return None
-    return int(any(is_among(item, *rights) for item in lefts))
+    return int(any(_contains(rights, item) for item in lefts if item is not None))
 
 
 def as_array(value: SqliteValue) -> SqliteValue:
-    """The value if it is the text of a JSON array, else NULL. Raises EvaluationError for text that is not JSON."""
-    return value if _array(value) is not None else None
+    """The value if it is the text of a JSON array, or NULL. Raises EvaluationError for anything else."""
+    _array(value)
+    return value
 
 
 def as_array_or_null(value: SqliteValue) -> SqliteValue:

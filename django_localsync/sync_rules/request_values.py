@@ -11,7 +11,7 @@ import orjson
 from ..exceptions import EvaluationError
 from .codegen import Code, ValueKind, Writer, build
 from .expressions import Call, Element, Expr, Literal, Request, RequestPart, SqliteValue, walk
-from .json_values import MISSING, follow, to_sqlite
+from .json_values import MISSING, follow, member_steps, to_sqlite
 from .plan import RequestParameters
 
 _EXACT = 1 << 53  # integers that a real holds exactly
@@ -100,6 +100,5 @@ class _RequestWriter(Writer):
         """A member of one of the objects, without writing and parsing its JSON."""
         match call:
             case Call("->>", (Request(part), Literal(str(key)))):
-                steps = key[2:].split(".") if key.startswith("$.") else [key]
-                return Code(f"request.member({part!r}, {steps!r})", ValueKind.NOT_BLOB)
+                return Code(f"request.member({part!r}, {member_steps(key)!r})", ValueKind.NOT_BLOB)
         return None

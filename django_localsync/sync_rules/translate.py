@@ -185,8 +185,7 @@ class Translator:
             case "=":
                 return self.equality(operands[0], operands[1], at)
             case "BETWEEN":
-                value, low, high = operands
-                return Call("and", (Call(">=", (value, low)), Call("<=", (value, high))))
+                return Call("between", operands)
             case "->" | "->>" if not self.language.fixed_json_extract:
                 return Call(f"{operator} of edition 1", operands)
             case "%" | "&" | "|" | "<<" | ">>":

@@ -66,17 +66,26 @@ def to_number(value: SqliteValue) -> int | float | None:
             if match is None:
                 return 0
             text = match.group(1)
-            return _integer_or_real(int(text)) if text.lstrip("+-").isdigit() else float(text)
+            return _integer_or_real(_integer(text)) if text.lstrip("+-").isdigit() else float(text)
+
+
+def _integer(digits: str) -> int:
+    """The integer, or one beyond 64 bits if there are more digits than Python reads."""
+    return int(digits) if len(digits) < 4000 else int(digits[:1] + "9" * 20)
 
 
 def to_integer(value: SqliteValue) -> int | None:
-    """CAST AS integer; reals are rounded down (−3.9 → −4)."""
-    number = to_number(value)
-    if isinstance(number, float):
-        if not math.isfinite(number):
-            return 0
-        return max(MIN_INTEGER, min(MAX_INTEGER, math.floor(number)))
-    return number
+    """CAST AS integer: text by its leading integer, else 0; reals are rounded down (−3.9 → −4)."""
+    if isinstance(value, bytes):
+        value = to_text(value)
+    if isinstance(value, str):
+        match = _LEADING_INTEGER.match(value)
+        value = _integer(match.group(1)) if match else 0
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise EvaluationError("NaN and infinities are no integers")
+        value = math.floor(value)
+    return None if value is None else max(MIN_INTEGER, min(MAX_INTEGER, value))
 
 
 def to_real(value: SqliteValue) -> float | None:
@@ -114,8 +123,8 @@ def equal(left: SqliteValue, right: SqliteValue) -> int | None:
 
 
 def compare(left: SqliteValue, right: SqliteValue) -> int | None:
-    """-1, 0 or 1; numbers come before text, text before blobs; NULL with NULL."""
-    if left is None or right is None:
+    """-1, 0 or 1; numbers come before text, text before blobs; NULL with NULL and with NaN."""
+    if left is None or right is None or left != left or right != right:
         return None
     left_rank, right_rank = _rank(left), _rank(right)
     if left_rank != right_rank:
