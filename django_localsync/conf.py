@@ -44,6 +44,9 @@ class Settings:
     publication_name: str = "localsync"
     """Name of the publication; tables without replica identity go to a second one, `<name>_insert_only`."""
 
+    heartbeat_interval_s: float = 60.0
+    """After this long without a commit, an idle source gets an empty one, in seconds; 0 means never."""
+
     audience: tuple[str, ...] = ("localsync",)
     """Accepted `aud` claims; our own tokens carry the first."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import select
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import psycopg
@@ -18,7 +19,7 @@ from psycopg.errors import error_from_result
 from ..exceptions import ConfigurationError, ReplicationError, SlotLost
 from ..pgoutput.frames import encode_status_update
 from ..pgoutput.lsn import Lsn
-from ..storage.connections import connect_for_rows
+from ..storage.connections import Connection, connect, connect_for_rows
 from .diagnosis import POOLER
 
 MAX_MESSAGES_PER_READ = 10_000  # about 5 MB of small rows: what one read may add to memory
@@ -44,6 +45,19 @@ class CreatedSlot(NamedTuple):
 
     consistent_point: Lsn
     snapshot: str
+
+
+def check_direct(connection: Connection, alias: str) -> None:
+    """Refuse a pooler that lends one backend to several sessions. Raises ConfigurationError with the way out.
+
+    Some proxies only invent process ids of their own. So another session must show that it gets the same backend.
+    """
+    backend = _backend(connection)
+    if backend == connection.info.backend_pid:
+        return
+    with closing(connect(alias)) as another:
+        if _backend(another) == backend:
+            raise ConfigurationError(f"database alias {alias!r}: {POOLER}")
 
 
 class ReplicationConnection:
@@ -157,3 +171,9 @@ class ReplicationConnection:
         if row is None:
             raise ReplicationError("the server answered a replication command with nothing")
         return row
+
+
+def _backend(connection: Connection) -> int:
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    assert row is not None
+    return int(row[0])

@@ -20,6 +20,7 @@ TEXT_FORMAT = {
     "lc_monetary": "C",
     "client_encoding": "UTF8",
     "search_path": "",
+    "row_security": "off",  # rows that a policy hides are an error, not left out
 }
 
 Connection = psycopg.Connection[tuple[Any, ...]]
