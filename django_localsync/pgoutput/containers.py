@@ -1,7 +1,7 @@
-"""Postgres's arrays, composites and ranges → JSON text.
+"""Postgres's arrays, composites and ranges → values that JSON can say.
 
-Each function makes an encoder from the encoders of the parts. An encoder takes what Postgres prints for one value and
-gives JSON; nested values become nested JSON. Only texts that Postgres itself printed may be passed.
+Each function makes a decoder from the decoders of the parts. A decoder takes what Postgres prints for one value; the
+whole is encoded as JSON once, at the outside. Only texts that Postgres itself printed may be passed.
 https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
 https://www.postgresql.org/docs/current/rowtypes.html#ROWTYPES-IO-SYNTAX
 https://www.postgresql.org/docs/current/rangetypes.html#RANGETYPES-IO
@@ -11,104 +11,129 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from itertools import chain, repeat
+from typing import Any
 
-import orjson
+JsonValue = Any
+"""None, int, float, str, orjson.Fragment, or lists and dicts of these."""
 
-JsonEncoder = Callable[[str], str]
+Decoder = Callable[[str], JsonValue]
 
 EMPTY_RANGE = "empty"
-NULL = "null"
-_NULLS = ("NULL", "null")  # Postgres prints the first and reads either; as a text either is quoted
+_NULL = "NULL"  # in an array; the text of that name is quoted
 
 # Within quotes, a quote or backslash is written with a backslash before it, or twice. Possessive, so that time stays
 # linear in the text's length.
-_QUOTED = r'"((?:[^"\\]++|\\.|"")*+)"'
-_ESCAPE = re.compile(r'\\.|""', re.DOTALL)
-_FIELD = re.compile(rf'[(,](?:{_QUOTED}|([^,()"\\]*+))', re.DOTALL)
-_BOUND = rf'(?:{_QUOTED}|([^,()\[\]"\\]*+))'
+_QUOTED = r'"(?:[^"\\]++|\\.|"")*+"'
+_ESCAPE = re.compile(r'[\\"](.)', re.DOTALL)
+_FIELD = re.compile(rf'[(,]({_QUOTED}|[^,()"\\]*+)', re.DOTALL)
+_BOUND = rf'({_QUOTED}|[^,()\[\]"\\]*+)'
 _RANGE = re.compile(rf"([\[(]){_BOUND},{_BOUND}([\])])", re.DOTALL)
 
 
-def encode_text(text: str) -> str:
-    """A JSON string."""
-    return orjson.dumps(text).decode()
+def array_decoder(element: Decoder, delimiter: str) -> Decoder:
+    """`{{1,2},{3,NULL}}` → `[[1, 2], [3, None]]`; a prefix that gives the bounds (`[0:1]=`) is dropped."""
+    tokens = re.compile(rf'{_QUOTED}|[^{{}}"{re.escape(delimiter)}]++|[{{}}]', re.DOTALL).findall
 
-
-def array_encoder(element: JsonEncoder, delimiter: str) -> JsonEncoder:
-    """`{{1,2},{3,NULL}}` → `[[1,2],[3,null]]`; a prefix that gives the bounds (`[0:1]=`) is dropped."""
-    tokens = re.compile(rf'{_QUOTED}|([^{{}}"{re.escape(delimiter)}]++)|(.)', re.DOTALL)
-    punctuation = {"{": "[", "}": "]", delimiter: ","}
-
-    def encode_token(match: re.Match[str]) -> str:
-        quoted, bare, mark = match.groups()
-        if quoted is not None:
-            return element(_unescape(quoted))
-        if bare is not None:
-            return NULL if bare in _NULLS else element(bare)
-        return punctuation[mark]
-
-    def encode(text: str) -> str:
+    def decode(text: str) -> JsonValue:
         if '"' in text or text.rfind("{") > 0 or text == "{}":
-            return tokens.sub(encode_token, text[text.index("{") :])
-        # Most arrays are flat and without quotes: four times as fast.
+            return decode_tokens(text)
+        # Most arrays are flat and without quotes: three times as fast.
         items = text[1:-1].split(delimiter)
-        return f"[{','.join([NULL if item in _NULLS else element(item) for item in items])}]"
+        if _NULL in items:
+            return [None if item == _NULL else element(item) for item in items]
+        return list(map(element, items))
 
-    return encode
+    def decode_tokens(text: str) -> JsonValue:
+        root: list[JsonValue] = []
+        arrays = [root]
+        for token in tokens(text, text.index("{")):
+            mark = token[0]
+            if mark == '"':
+                arrays[-1].append(element(_unquote_element(token)))
+            elif mark == "{":
+                inner: list[JsonValue] = []
+                arrays[-1].append(inner)
+                arrays.append(inner)
+            elif mark == "}":
+                arrays.pop()
+            else:
+                arrays[-1].append(None if token == _NULL else element(token))
+        return root[0]
+
+    return decode
 
 
-def composite_encoder(members: Iterable[tuple[str, JsonEncoder]]) -> JsonEncoder:
-    """`(a,,"b c")` → `{"x":"a","y":null,"z":"b c"}`; members that the text does not have (yet) are null."""
-    parts = [(encode_text(name), encoder) for name, encoder in members]
-
-    def encode(text: str) -> str:
-        fields = chain((match.groups() for match in _FIELD.finditer(text)), repeat((None, "")))
-        pairs = zip(parts, fields, strict=False)
-        return f"{{{','.join([f'{name}:{_encode_optional(part, *field)}' for (name, part), field in pairs])}}}"
-
-    return encode
+def integer_array_json(text: str) -> str:
+    """The JSON of an array of integers, four times as fast: Postgres prints it but for brackets and NULL."""
+    return text[text.index("{") :].replace("{", "[").replace("}", "]").replace(_NULL, "null")
 
 
-def range_encoder(bound: JsonEncoder) -> JsonEncoder:
-    """`[1,10)` → `{"lower":1,"upper":10,"lower_exclusive":0,"upper_exclusive":1}`; `empty` → `"empty"`."""
+def composite_decoder(members: Iterable[tuple[str, Decoder]]) -> Decoder:
+    """`(a,,"b c")` → `{"x": "a", "y": None, "z": "b c"}`; members that the text does not have (yet) are None.
 
-    def encode(text: str) -> str:
+    So are those that cannot be read: the text may be older than the latest ALTER TYPE, and nothing in it says so.
+    """
+    members = tuple(members)
+    nothing = dict.fromkeys(name for name, _ in members)
+
+    def decode(text: str) -> JsonValue:
+        values = nothing.copy()
+        for (name, member), field in zip(members, _FIELD.findall(text), strict=False):
+            try:
+                values[name] = _decode_optional(member, field)
+            except (ValueError, LookupError):
+                continue
+        return values
+
+    return decode
+
+
+def range_decoder(bound: Decoder) -> Decoder:
+    """`[1,10)` → its bounds and whether they are exclusive; `empty` → `"empty"`."""
+
+    def decode(text: str) -> JsonValue:
         if text == EMPTY_RANGE:
-            return f'"{EMPTY_RANGE}"'
+            return EMPTY_RANGE
         match = _RANGE.fullmatch(text)
         if match is None:
             raise ValueError(f"not a range: {text!r}")
-        return _encode_range(bound, match)
+        return _decode_range(bound, match.groups())
 
-    return encode
-
-
-def multirange_encoder(bound: JsonEncoder) -> JsonEncoder:
-    """`{[1,3),[5,8)}` → a JSON array of its ranges."""
-
-    def encode(text: str) -> str:
-        return f"[{','.join([_encode_range(bound, match) for match in _RANGE.finditer(text)])}]"
-
-    return encode
+    return decode
 
 
-def _encode_range(bound: JsonEncoder, match: re.Match[str]) -> str:
-    opening, *bounds, closing = match.groups()
-    lower = _encode_optional(bound, *bounds[:2])
-    upper = _encode_optional(bound, *bounds[2:])
-    return (
-        f'{{"lower":{lower},"upper":{upper},'
-        f'"lower_exclusive":{int(opening == "(")},"upper_exclusive":{int(closing == ")")}}}'
-    )
+def multirange_decoder(bound: Decoder) -> Decoder:
+    """`{[1,3),[5,8)}` → a list of its ranges."""
+    return lambda text: [_decode_range(bound, parts) for parts in _RANGE.findall(text)]
 
 
-def _encode_optional(encoder: JsonEncoder, quoted: str | None, bare: str | None) -> str:
+def _decode_range(bound: Decoder, parts: tuple[str, ...]) -> JsonValue:
+    opening, lower, upper, closing = parts
+    return {
+        "lower": _decode_optional(bound, lower),
+        "upper": _decode_optional(bound, upper),
+        "lower_exclusive": int(opening == "("),
+        "upper_exclusive": int(closing == ")"),
+    }
+
+
+def _decode_optional(decode: Decoder, field: str) -> JsonValue:
     """A field or bound; nothing at all, not even quotes, means there is none."""
-    if quoted is not None:
-        return encoder(_unescape(quoted))
-    return encoder(bare) if bare else NULL
+    if not field:
+        return None
+    return decode(_unquote_field(field) if field[0] == '"' else field)
 
 
-def _unescape(quoted: str) -> str:
-    return _ESCAPE.sub(lambda match: match[0][-1], quoted)
+def _unquote_element(quoted: str) -> str:
+    text = quoted[1:-1]
+    if "\\" not in text:
+        return text
+    # Three passes in C; a zero, which no text of Postgres holds, stands for a backslash meanwhile.
+    return text.replace("\\\\", "\0").replace("\\", "").replace("\0", "\\")
+
+
+def _unquote_field(quoted: str) -> str:
+    text = quoted[1:-1]
+    if "\\" not in text:
+        return text.replace('""', '"')
+    return _ESCAPE.sub(r"\1", text)

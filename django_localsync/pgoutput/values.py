@@ -63,15 +63,16 @@ def converter(pg_type: PgType, options: ValueOptions) -> Converter | None:
         case TypeKind.ENUM:
             return None
         case TypeKind.ARRAY if pg_type.is_built_in or options.custom_postgres_types:
-            return _json_encoder(pg_type, options)
+            return _json_converter(pg_type, options)
         case _ if not options.custom_postgres_types:
             return None
         case TypeKind.DOMAIN:
             return converter(_element(pg_type), options)
         case TypeKind.RANGE:
-            return _range_converter(pg_type, options)
+            convert = _json_converter(pg_type, options)
+            return lambda text: text if text == containers.EMPTY_RANGE else convert(text)
         case _:
-            return _json_encoder(pg_type, options)
+            return _json_converter(pg_type, options)
 
 
 def value_json(value: SqliteValue) -> str | None:
@@ -91,49 +92,53 @@ def _base_converter(pg_type: PgType, options: ValueOptions) -> Converter | None:
 
 
 def _moment_converter(name: str, options: ValueOptions) -> Converter | None:
-    iso = options.timestamps_iso8601
-    digits = min(options.timestamp_max_precision, timestamps.MAX_DIGITS)
-    style = timestamps.iso8601_style(digits) if iso else timestamps.as_printed
-    if name == "timestamp":
-        return timestamps.timestamp_converter(style)
-    if name == "timestamptz":
-        return timestamps.timestamptz_converter(style)
-    return style if iso else None
+    digits = min(options.timestamp_max_precision, timestamps.MAX_DIGITS) if options.timestamps_iso8601 else None
+    match name:
+        case "timestamp":
+            return timestamps.timestamp_converter(digits)
+        case "timestamptz":
+            return timestamps.timestamptz_converter(digits)
+        case _:
+            return None if digits is None else timestamps.time_converter(digits)
 
 
-def _range_converter(pg_type: PgType, options: ValueOptions) -> Converter:
-    encode = _json_encoder(pg_type, options)
-    return lambda text: text if text == containers.EMPTY_RANGE else encode(text)
+def _json_converter(pg_type: PgType, options: ValueOptions) -> Callable[[str], str]:
+    if pg_type.kind is TypeKind.ARRAY and _converts_by(_element(pg_type), int):
+        return containers.integer_array_json
+    decode = _decoder(pg_type, options)
+    return lambda text: orjson.dumps(decode(text)).decode()
 
 
-def _json_encoder(pg_type: PgType, options: ValueOptions) -> containers.JsonEncoder:
-    """The function from a value's text to its JSON inside of an array, composite or range."""
+def _decoder(pg_type: PgType, options: ValueOptions) -> containers.Decoder:
+    """The function from a value's text to what stands for it inside of an array, composite or range."""
     match pg_type.kind:
         case TypeKind.ARRAY:
             # Rules of edition 1 split boxes at commas, too; clients know them in that form.
             element = _element(pg_type)
             delimiter = element.delimiter if options.custom_postgres_types else DEFAULT_DELIMITER
-            return containers.array_encoder(_json_encoder(element, options), delimiter)
+            return containers.array_decoder(_decoder(element, options), delimiter)
         case TypeKind.DOMAIN if options.custom_postgres_types:
-            return _json_encoder(_element(pg_type), options)
+            return _decoder(_element(pg_type), options)
         case TypeKind.COMPOSITE if options.custom_postgres_types:
-            members = [(member.name, _json_encoder(member.type, options)) for member in pg_type.members]
-            return containers.composite_encoder(members)
+            return containers.composite_decoder((name, _decoder(part, options)) for name, part in pg_type.members)
         case TypeKind.RANGE if options.custom_postgres_types:
-            return containers.range_encoder(_json_encoder(_element(pg_type), options))
+            return containers.range_decoder(_decoder(_element(pg_type), options))
         case TypeKind.MULTIRANGE if options.custom_postgres_types:
-            return containers.multirange_encoder(_json_encoder(_element(_element(pg_type)), options))
+            return containers.multirange_decoder(_decoder(_element(_element(pg_type)), options))
         case _:
-            return _scalar_json_encoder(pg_type, options)
+            return _scalar_decoder(pg_type, options)
 
 
-def _scalar_json_encoder(pg_type: PgType, options: ValueOptions) -> containers.JsonEncoder:
-    if pg_type.is_built_in and pg_type.name in _JSON_AS_PRINTED:
-        return str
-    convert = converter(pg_type, options)
-    if convert is None:
-        return containers.encode_text
-    return lambda text: value_json(convert(text)) or containers.NULL
+def _scalar_decoder(pg_type: PgType, options: ValueOptions) -> containers.Decoder:
+    if pg_type.is_built_in and pg_type.name in _JSON:
+        return orjson.Fragment
+    if _converts_by(pg_type, _bytea):
+        return lambda text: None
+    return converter(pg_type, options) or str
+
+
+def _converts_by(pg_type: PgType, convert: Converter) -> bool:
+    return pg_type.kind is TypeKind.BASE and pg_type.is_built_in and _BASE_CONVERTERS.get(pg_type.name) is convert
 
 
 def _element(pg_type: PgType) -> PgType:
@@ -167,4 +172,4 @@ _BASE_CONVERTERS: Mapping[str, Converter] = {
     "pg_lsn": _pg_lsn,
 }
 _MOMENTS = frozenset({"time", "timestamp", "timestamptz"})
-_JSON_AS_PRINTED = frozenset({"int2", "int4", "int8", "oid", "json", "jsonb"})
+_JSON = frozenset({"json", "jsonb"})
