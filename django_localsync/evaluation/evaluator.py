@@ -152,22 +152,24 @@ class Evaluator:
                     yield Entry(*found, table.describe_row(row))
 
     def bucket_rows(
-        self, source: int, parameters: Collection[str] | None = None
+        self, source: int, parameters: Collection[str] | None = None, tables: Collection[LiveTable] | None = None
     ) -> Iterator[tuple[LiveTable, Values, BucketRow]]:
         """Every place of a row in the buckets of a source: in those with the parameters, or in all of them."""
 
         def wanted(query: RowQuery) -> Wanted:
             return {} if parameters is None else _positions(query.values, parameters)
 
-        for table, row, buckets, _ in self._evaluated(self.plan.buckets[source], wanted):
+        for table, row, buckets, _ in self._evaluated(self.plan.buckets[source], wanted, tables):
             for found in buckets:
                 if parameters is None or found.parameters in parameters:
                     yield table, row, found
 
-    def rows_of(self, resolved: Resolved) -> Iterator[tuple[LiveTable, Values, BucketRow]]:
-        """Every row that a client with these buckets gets, once for each of its buckets."""
-        for source, parameters in by_source(resolved.buckets).items():
-            yield from self.bucket_rows(source, parameters)
+    def rows_of(
+        self, buckets: Collection[BucketKey], tables: Collection[LiveTable] | None = None
+    ) -> Iterator[tuple[LiveTable, Values, BucketRow]]:
+        """Every row (of these tables) that a client with these buckets gets, once for each of its buckets."""
+        for source, parameters in by_source(buckets).items():
+            yield from self.bucket_rows(source, parameters, tables)
 
     def contents(self, buckets: Collection[BucketKey]) -> dict[BucketKey, Contents]:
         """How much each of these buckets holds."""
@@ -197,10 +199,15 @@ class Evaluator:
         ]
 
     def _evaluated(
-        self, source: CompiledSource, wanted: Callable[[RowQuery], Wanted]
+        self,
+        source: CompiledSource,
+        wanted: Callable[[RowQuery], Wanted],
+        tables: Collection[LiveTable] | None = None,
     ) -> Iterator[tuple[LiveTable, Values, list[BucketRow], list[LookupRow]]]:
         """Rows that may matter to a source, with what the plan makes of them for it."""
         for table in self.tables_of(source):
+            if tables is not None and table not in tables:
+                continue
             evaluate = self._function(table, source)
             queries = [query for query in source.queries if query.table.matches(table.name)]
             # Several queries of one table (as variants make them) are read together, since a row may be in both.

@@ -56,11 +56,10 @@ class Path:
     def parameters(self, part: str) -> dict[str, Any]:
         """Subscription or connection parameters that fulfil the conditions, as far as these name them plainly."""
         found: dict[str, Any] = {}
-        for expr, value in self.conditions:
-            wanted: Any = value
-            if isinstance(expr, Element):
-                expr, wanted = expr.argument, [value]
-            match expr:
+        demands = [demand for condition in self.filters for demand in _demands(condition)]
+        for expr, value in (*self.conditions, *demands):
+            wanted: Any = [value] if isinstance(expr, Element) else value
+            match expr.argument if isinstance(expr, Element) else expr:
                 case Call("->>", (Request(named), Literal(str(key)))) if named == part:
                     _put(found, key[2:].split(".") if key.startswith("$.") else [key], wanted)
         return found
@@ -116,6 +115,18 @@ def _assigned(known: Known, positions: tuple[Position, ...], values: list[Any]) 
             if found.setdefault(operand, value) != value:
                 return None
     return {operand: value for operand, value in found.items() if not isinstance(operand, Literal)}
+
+
+def _demands(condition: Expr) -> Iterator[tuple[Expr, SqliteValue]]:
+    """Values that make a filter true, where it says them plainly."""
+    match condition:
+        case Call("and", parts):
+            for part in parts:
+                yield from _demands(part)
+        case Call("=", (Literal(value), expr)) | Call("=", (expr, Literal(value))):
+            yield expr, value
+        case Call("->>", (Request(), Literal())):
+            yield condition, 1
 
 
 def _put(document: dict[str, Any], steps: list[str], value: Any) -> None:
