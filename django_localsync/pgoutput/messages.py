@@ -143,13 +143,11 @@ class LogicalMessage(NamedTuple):
 
 Message = Begin | Commit | Origin | Relation | Type | Insert | Update | Delete | Truncate | LogicalMessage
 
-# A column is read by one unpack of tag and length. NULL has no length, and may end the message: hence the padding,
-# which also lets a message that was cut short be noticed in one place, by where its reading ends.
-_PADDING = bytes(4)
-_COLUMN = Struct(">BI").unpack_from
 _ROW = Struct(">xIBH").unpack_from
 _TUPLE = Struct(">BH").unpack_from
 _OID = Struct(">xI").unpack_from
+_LENGTH = Struct(">I")
+_VALUE_LENGTH = _LENGTH.unpack_from
 _BEGIN = Struct(">xQqI")
 _COMMIT = Struct(">xxQQq")
 _ORIGIN = Struct(">xQ")
@@ -157,7 +155,6 @@ _RELATION = Struct(">BH")
 _RELATION_COLUMN = Struct(">Ii")
 _TRUNCATE = Struct(">xIB")
 _MESSAGE = Struct(">xBQ")
-_LENGTH = Struct(">I")
 
 _NEW, _KEY, _OLD, _TEXT, _NULL, _UNCHANGED = b"NKOtnu"
 _CASCADE, _RESTART_IDENTITY = 1, 2  # flags of Truncate
@@ -170,7 +167,7 @@ _new = tuple.__new__
 def decode_message(payload: bytes) -> Message:
     """Decode the payload of one XLogData. Raises ProtocolError, with tag and offset, for anything malformed."""
     try:
-        message, end = _DECODERS[payload[0]](payload + _PADDING)
+        message, end = _DECODERS[payload[0]](payload)
     except KeyError:
         raise ProtocolError(f"unknown pgoutput message {payload[:1]!r} at offset 0") from None
     except (IndexError, struct.error, ValueError) as error:
@@ -181,11 +178,12 @@ def decode_message(payload: bytes) -> Message:
 
 
 def _read_values(buffer: bytes, position: int, count: int) -> tuple[Values, int]:
-    """The row of `count` columns that begins at `position`, and where it ends."""
+    """The row of `count` columns that begins at `position`, and where it ends: behind the buffer if it is cut short."""
     values: Values = [None] * count
     for index in range(count):
-        tag, length = _COLUMN(buffer, position)
+        tag = buffer[position]
         if tag == _TEXT:
+            (length,) = _VALUE_LENGTH(buffer, position + 1)
             start = position + 5
             position = start + length
             values[index] = buffer[start:position].decode()
