@@ -8,6 +8,7 @@
     │   ├── AuthError           401: the token is absent, malformed, expired or not acceptable
     │   └── LimitExceeded       a client asks for more than the limits allow
     ├── OperationRejected       an uploaded operation is refused for good; carries a code and field errors
+    ├── OperationDeferred       an uploaded operation cannot be applied now; the device's queue waits
     ├── EvaluationError         one row cannot be evaluated; the row is left out and reported
     └── ReplicationError        the replicator cannot go on as it is
         └── SlotLost            the slot cannot serve the position we need
@@ -113,11 +114,26 @@ class OperationRejected(LocalSyncError):
     """An uploaded operation is refused for good: an answer to the device, not a failure.
 
     Raised by upload tables and by a project's own hooks. `code` is stable and sent to the device; `errors` is a
-    message, a list of messages, or field → messages.
+    message, a list of messages, or field → messages. `op_id` is the operation at fault; None means the one that is
+    being applied, or all of the local transaction.
     """
 
-    def __init__(self, code: str, errors: object) -> None:
-        self.code, self.errors = code, errors
+    def __init__(self, code: str, errors: object, *, op_id: int | None = None) -> None:
+        self.code, self.errors, self.op_id = code, errors, op_id
+        super().__init__(f"{code}: {errors}")
+
+
+class OperationDeferred(LocalSyncError):
+    """An uploaded operation cannot be applied now. Its local transaction is undone, and the device sends it again.
+
+    Raised by a project's hooks where something must happen first: nothing later in the queue is looked at. Code and
+    errors are as OperationRejected's, and are told to the device.
+    """
+
+    code = "deferred"
+
+    def __init__(self, code: str = "deferred", errors: object = (), *, op_id: int | None = None) -> None:
+        self.code, self.errors, self.op_id = code, errors or "Not now.", op_id
         super().__init__(f"{code}: {errors}")
 
 

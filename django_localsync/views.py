@@ -15,7 +15,7 @@ from django.contrib.auth import SESSION_KEY
 from django.core.exceptions import PermissionDenied
 from django.db import connections, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
-from django.utils.module_loading import import_string
+from django.utils import translation
 from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions as drf
 from rest_framework.permissions import BasePermission, IsAuthenticated
@@ -27,7 +27,7 @@ from rest_framework.views import APIView
 from .auth import make_token
 from .authentication import SubjectAuthentication, TokenAuthentication
 from .conf import get_settings
-from .exceptions import AuthError, ConfigurationError, RequestError
+from .exceptions import AuthError, RequestError
 from .protocol.crud import MAX_CLIENT_ID_CHARACTERS, encode_answer, parse_upload
 from .protocol.errors import (
     CORS_HEADERS,
@@ -38,7 +38,7 @@ from .protocol.errors import (
     encode_error,
 )
 from .storage.write_checkpoints import request_write_checkpoint
-from .upload import UploadHandler
+from .upload import UploadHandler, get_handler
 
 logger = logging.getLogger(__name__)
 
@@ -97,20 +97,17 @@ class UploadView(BearerView):
     handler_class: type[UploadHandler] | None = None
 
     def post(self, request: Request) -> HttpResponse:
-        """Apply an upload."""
+        """Apply an upload; what is said of it is in the language that the device accepts."""
         upload = parse_upload(read_json_body(request, get_settings().max_upload_bytes))
-        results = self.get_handler().handle(upload, request.user, user_key(request))
+        with translation.override(translation.get_language_from_request(request._request)):
+            results = self.get_handler().handle(upload, request.user, user_key(request))
         return _json(encode_answer(results))
 
     def get_handler(self) -> UploadHandler:
         """The handler of this request."""
         if self.handler_class is not None:
             return self.handler_class()
-        path = get_settings().upload_handler
-        if path is None:
-            raise ConfigurationError("uploads need LOCALSYNC['UPLOAD_HANDLER'], the dotted path of an UploadHandler")
-        handler: UploadHandler = import_string(path)()
-        return handler
+        return get_handler()
 
 
 class WriteCheckpointView(BearerView):

@@ -25,7 +25,7 @@ FLOORS = [
     {"exceptions", "buckets", "pgoutput"},
     {"sync_rules", "protocol"},
     {"storage", "models", "upload_models", "migrations", "conf", "auth", "key_sets"},
-    {"replication", "evaluation", "streams", "consumers", "authentication", "views", "upload", "upload_tables"},
+    {"replication", "evaluation", "streams", "consumers", "authentication", "views", "upload"},
     {"apps", "urls", "routing", "admin", "checks", "management", "testing"},
 ]
 PURE_ROOMS = {"exceptions", "buckets", "pgoutput", "sync_rules", "protocol"}

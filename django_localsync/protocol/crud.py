@@ -1,7 +1,8 @@
 """Uploads: the body that carries a device's upload queue, and its answer.
 
 The format is version 1 of docs/reference/upload.schema.json. A body is parsed once into frozen values; everything
-that is wrong with its shape is a RequestError (400 PSYNC_S2001) whose details name the place and the problem.
+that is wrong with its shape is a RequestError (400 PSYNC_S2001) whose details name the place and the problem. It
+refuses what no client sends; what an app's user can cause must not block the queue, and is rejected by the handler.
 What a value means, or whether it may be written, is the upload handler's business.
 """
 
@@ -17,10 +18,12 @@ import orjson
 
 from ..exceptions import ProtocolError, RequestError
 
+VERSION = 1
+"""Of the format; a body may say it."""
+
 MAX_ID = 2**63 - 1  # SQLite's largest integer
 MAX_CLIENT_ID_CHARACTERS = 200
-MAX_NAME_CHARACTERS = 200  # of tables and columns; Postgres allows 63 bytes
-MAX_ROW_ID_CHARACTERS = 1000
+MAX_NAME_CHARACTERS = 200  # of a column, as far as an error repeats it
 MAX_COLUMNS = 1999  # what a client's table can have
 MAX_OPERATIONS = 50_000  # a body; the official clients send a local transaction, or 100 operations, at a time
 
@@ -88,12 +91,16 @@ class UploadRequest:
 
 @dataclass(frozen=True, slots=True)
 class OperationResult:
-    """What became of an operation. `errors` is shaped as DRF's: field → list of messages."""
+    """What became of an operation. `errors` is shaped as DRF's: field → list of messages.
+
+    `row_id` is the id that the server gave the row, where it is not the device's own.
+    """
 
     op_id: int
     status: Status
     code: str | None = None
     errors: Mapping[str, Any] | None = None
+    row_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,8 @@ class TransactionResult:
 def parse_upload(body: bytes) -> UploadRequest:
     """Read an upload's body. Unknown members are ignored; a wrong one raises RequestError."""
     document = _object(_loads(body), "body")
+    if document.get("version", VERSION) != VERSION:
+        _refuse("version", f"must be {VERSION}, or be left out")
     client_id = _text(document.get("client_id"), "client_id", MAX_CLIENT_ID_CHARACTERS)
     if not client_id or "\0" in client_id:
         _refuse("client_id", "must not be empty or hold a NUL character")
@@ -120,6 +129,12 @@ def parse_upload(body: bytes) -> UploadRequest:
     _check_ascending((transaction.id for transaction in transactions), "transactions", "id")
     _check_ascending((operation.op_id for operation in operations), "operations", "op_id")
     return UploadRequest(client_id, transactions)
+
+
+def parse_operations(text: bytes | str) -> tuple[CrudOperation, ...]:
+    """The inverse of `CrudTransaction.encode_operations`. Raises RequestError for anything else."""
+    items = _list(_loads(text), "operations")
+    return tuple(_operation(item, f"operations[{index}]") for index, item in enumerate(items))
 
 
 def encode_upload(request: UploadRequest) -> bytes:
@@ -159,7 +174,7 @@ def _dumps(document: Any) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS)
 
 
-def _loads(body: bytes) -> Any:
+def _loads(body: bytes | str) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -187,8 +202,8 @@ def _operation(value: Any, path: str) -> CrudOperation:
     return CrudOperation(
         op_id=_integer(document.get("op_id"), f"{path}.op_id"),
         op=op,
-        type=_text(document.get("type"), f"{path}.type", MAX_NAME_CHARACTERS),
-        id=_text(document.get("id"), f"{path}.id", MAX_ROW_ID_CHARACTERS),
+        type=_text(document.get("type"), f"{path}.type"),
+        id=_text(document.get("id"), f"{path}.id"),
         data=None if op is Op.DELETE else data or {},
         old=_columns(document.get("old"), f"{path}.old"),
         metadata=None if metadata is None else _text(metadata, f"{path}.metadata"),
@@ -266,7 +281,7 @@ def _result_document(result: TransactionResult) -> dict[str, Any]:
 
 
 def _operation_result_document(result: OperationResult) -> dict[str, Any]:
-    optional = {"code": result.code, "errors": result.errors}
+    optional = {"code": result.code, "errors": result.errors, "row_id": result.row_id}
     return {
         "op_id": result.op_id,
         "status": result.status.value,
@@ -288,7 +303,9 @@ def _result(document: Any) -> TransactionResult:
             id=document["id"],
             status=Status(document["status"]),
             operations=tuple(
-                OperationResult(item["op_id"], Status(item["status"]), item.get("code"), item.get("errors"))
+                OperationResult(
+                    item["op_id"], Status(item["status"]), item.get("code"), item.get("errors"), item.get("row_id")
+                )
                 for item in operations
             ),
             repeated=document.get("repeated", False),

@@ -26,6 +26,7 @@ from django_localsync.protocol.crud import (
     UploadRequest,
 )
 from django_localsync.upload import MISSING_ROW, OperationRejected, UploadHandler, UploadTable
+from django_localsync.upload.context import UploadContext
 from tests.testapp.models import Counter, Tag, Todo, TodoList
 from tests.testapp.uploads import Handler, TagSerializer
 
@@ -320,24 +321,34 @@ def test_a_rejection_is_kept_with_what_was_sent(alice: User, todo: Todo) -> None
 def test_a_stranger_writes_nothing(todo: Todo, name: str) -> None:
     stranger, before = User.objects.create_user(name), rows()
 
-    for number, operation in enumerate(
-        [
-            put("todos", TODO, list_id=str(GROCERIES), title="x"),
-            patch("todos", TODO, title="x"),
-            delete("todos", TODO),
-            put("todos", uuid4(), list_id=str(GROCERIES), title="x"),
-            put("lists", GROCERIES, name="x"),
-        ]
-    ):
+    operations = [
+        put("todos", TODO, list_id=str(GROCERIES), title="x"),
+        patch("todos", TODO, title="x"),
+        delete("todos", TODO),
+        put("lists", GROCERIES, name="x"),
+    ]
+    for number, operation in enumerate(operations):
         assert codes(upload(stranger, operation, first_id=number)) == ["permission_denied"]
     assert rows() == before
+
+
+def test_a_list_of_others_seems_not_to_exist(todo: Todo) -> None:
+    stranger = User.objects.create_user("bob")
+
+    forged, invented = (
+        upload(stranger, put("todos", uuid4(), list_id=str(list_id), title="x"), first_id=number)
+        for number, list_id in enumerate([GROCERIES, UUID(int=99)])
+    )
+
+    assert codes(forged) == codes(invented) == ["invalid"]
+    assert str(errors(forged)).replace(str(GROCERIES), "…") == str(errors(invented)).replace(str(UUID(int=99)), "…")
 
 
 def test_a_row_is_not_moved_to_where_its_writer_may_not_write(alice: User, todo: Todo, private: TodoList) -> None:
     result = upload(alice, patch("todos", TODO, list_id=str(private.pk)))
 
     todo.refresh_from_db()
-    assert codes(result) == ["permission_denied"]
+    assert codes(result) == ["invalid"]
     assert todo.list_id == GROCERIES
 
 
@@ -385,7 +396,7 @@ def test_a_handler_writes_to_one_database_only(alice: User) -> None:
     table = UploadTable(queryset=Tag.objects.all(), serializer_class=TagSerializer, permission_classes=[AllowAny])
 
     with pytest.raises(ConfigurationError, match="one database"):
-        table.bind(put("tags", "red"), alice, "elsewhere")
+        table.bind(put("tags", "red"), UploadContext.of(alice, "1", "phone", "elsewhere"))
 
 
 # Once.
@@ -475,7 +486,8 @@ def test_a_bug_undoes_its_transaction_and_keeps_the_ones_before(alice: User, cou
         counting.handle(body, alice)
 
     assert (value(1), value(2), value(3)) == (1, 0, 0)
-    assert [item.transaction_id for item in UploadJournal.objects.all()] == [1]
+    journal = UploadJournal.objects.order_by("transaction_id").values_list("transaction_id", "state", "failures")
+    assert list(journal) == [(1, "applied", 0), (2, "failed", 1)]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -551,7 +563,7 @@ def test_concurrent_patches_of_other_columns_lose_nothing(alice: User, todo: Tod
 def test_what_is_rejected_is_logged_without_its_values(
     alice: User, todo: Todo, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "django_localsync"):
+    with caplog.at_level(logging.INFO, "django_localsync.upload"):
         upload(alice, patch("todos", TODO, due="a secret"))
 
     assert "transaction 1 rejected (invalid)" in caplog.text

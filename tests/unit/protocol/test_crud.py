@@ -176,8 +176,9 @@ def test_entries_of_the_official_upload_queue_are_read(entry: dict[str, Any]) ->
         (body(transaction(operation(), id=2**63)), "transactions[0].id: must be a whole number"),
         (body(transaction(operation(op_id=1.0))), "transactions[0].operations[0].op_id: must be a whole number"),
         (body(transaction(operation(op="put"))), "transactions[0].operations[0].op: must be PUT, PATCH or DELETE"),
-        (body(transaction(operation(type="t" * 201))), "transactions[0].operations[0].type: must have at most"),
-        (body(transaction(operation(id="i" * 1001))), "transactions[0].operations[0].id: must have at most"),
+        (body(transaction(operation(type=None))), "transactions[0].operations[0].type: must be a text"),
+        (body(transaction(operation(id=7))), "transactions[0].operations[0].id: must be a text"),
+        (body(transaction(operation()), version=2), "version: must be 1"),
         (body(transaction(operation(op="DELETE"))), "transactions[0].operations[0].data: a DELETE has no data"),
         (
             body(transaction(operation(data={"tags": ["a"]}))),
@@ -215,7 +216,7 @@ def test_too_many_operations_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_members_that_mean_nothing_are_ignored() -> None:
-    read = parse_upload(body(transaction(operation(tx_id=4), more=[1]), version=2))
+    read = parse_upload(body(transaction(operation(tx_id=4), more=[1]), version=1))
 
     assert read.transactions[0].operations == (CrudOperation(1, Op.PUT, "todos", "a", {"title": "x"}),)
 

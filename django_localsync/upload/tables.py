@@ -1,0 +1,521 @@
+"""A table that devices write to: its rows, who may write them, and the serializer that checks and saves them.
+
+In the manner of DRF's generic views, with the same names, and without HTTP: an operation of a device takes the place
+of the request. Serializers and permission classes of an existing API work as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Self, cast
+
+from django.core.exceptions import ValidationError as DjangoValidationError
+from django.db import models, router
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from rest_framework import serializers
+from rest_framework.exceptions import PermissionDenied
+from rest_framework.permissions import BasePermission
+
+from ..exceptions import ConfigurationError, OperationRejected
+from ..protocol.crud import CrudOperation, Op
+from .conflicts import Conflict, changed_by_both, comparable
+from .context import OperationRequest, UploadContext, resolve
+from .ids import is_counted, is_made_by_device
+from .values import DeviceColumns, model_field_of
+
+MISSING_ROW = "missing_row"
+"""The remark on a PATCH or DELETE that found no row: it is applied, and changed nothing."""
+CONFLICT = "conflict"
+"""The remark on an operation that met newer values, whatever became of it: the journal has both."""
+
+MAX_ROW_ID_CHARACTERS = 1000
+
+_METHODS = {"create": "POST", "update": "PUT", "partial_update": "PATCH", "destroy": "DELETE"}
+_ACTIONS = {Op.PUT: "update", Op.PATCH: "partial_update", Op.DELETE: "destroy"}
+
+
+class UploadTable:
+    """Rows that devices may write. Give the attributes as keywords, or make a subclass.
+
+    `get_queryset()` is the rows that the user may write: a row outside it is refused before a write, and a write
+    that would leave its row outside is refused too, so that nobody can put a row where they may not write. The
+    permission classes are asked before each operation, and about the object before and after a write. A foreign key
+    to a table that devices write as well must name a row that the user may write there.
+
+    While an operation runs there are `operation`, `user`, `request`, `action` ("create", "update",
+    "partial_update", "destroy"), `model`, `using`, the alias written to, and `context`. Hooks may be coroutine
+    functions.
+    """
+
+    queryset: models.QuerySet[Any] | None = None
+    serializer_class: type[serializers.Serializer[Any]] | None = None
+    permission_classes: Sequence[type[BasePermission]] | None = None
+    fields: Sequence[str] | None = None
+    """What devices may write: all of the serializer's fields, or these; without a serializer class one is made."""
+    owner_field: str | None = None
+    """The field that is set to the user who creates a row, whatever the device says."""
+    refuse_server_columns: bool = False
+    """Whether what a device sends for a column of the server's rejects the write, instead of being left out."""
+    parents: Sequence[str] | None = None
+    """Fields whose row must be one that the user may write; by default all that refer to tables of the handler."""
+    lookup_field: str | tuple[str, ...] = "pk"
+    """What the id of a device's row is compared with; several fields for a key of several columns."""
+    id_separator: str = "/"
+    """What stands between the values in the id of a row with a key of several columns."""
+    version_field: str | None = None
+    """A field that changes with every change: a device that saw another value has a conflict."""
+    check_previous: bool = False
+    """Whether a column whose previous value on the device is not the row's has a conflict."""
+
+    operation: CrudOperation
+    model: type[models.Model]
+    user: Any
+    using: str
+    request: Any
+    action: str
+    context: UploadContext
+
+    def __init__(self, **attributes: Any) -> None:
+        for name, value in attributes.items():
+            if not hasattr(type(self), name):
+                raise TypeError(f"{type(self).__name__} has no attribute {name!r}")
+            setattr(self, name, value)
+        if self.permission_classes is None:
+            raise ConfigurationError(
+                f"{type(self).__name__} must name its permission_classes; "
+                "[IsAuthenticated] lets every user write the rows of get_queryset()"
+            )
+
+    def bind(self, operation: CrudOperation, context: UploadContext, action: str | None = None) -> Self:
+        """This table, about to apply `operation`."""
+        bound = copy.copy(self)
+        bound.operation, bound.context, bound.user, bound.using = operation, context, context.user, context.using
+        bound.set_action(action or _ACTIONS[operation.op])
+        bound.model = bound.get_queryset().model
+        written = router.db_for_write(bound.model)
+        if written != bound.using:
+            raise ConfigurationError(
+                f"table {operation.type!r} is written to database {written!r}, its handler to {bound.using!r}: "
+                "set `using` of the handler; one handler writes to one database"
+            )
+        return bound
+
+    def apply(self) -> str | None:
+        """Apply the operation; a returned text is a remark for the device."""
+        match self.operation.op:
+            case Op.PUT:
+                return self.put()
+            case Op.PATCH:
+                return self.patch()
+            case Op.DELETE:
+                return self.delete()
+
+    def names_model(self, model: type[models.Model]) -> bool:
+        """Whether this table is made for `model`, as far as its attributes say."""
+        if self.queryset is not None:
+            return self.queryset.model is model
+        return getattr(getattr(self.serializer_class, "Meta", None), "model", None) is model
+
+    # What a subclass may override, named as in DRF.
+
+    def get_queryset(self) -> models.QuerySet[Any]:
+        """The rows that `self.user` may write."""
+        if self.queryset is None:
+            raise ConfigurationError(f"{type(self).__name__} needs a queryset, or its own get_queryset()")
+        return self.queryset.all()
+
+    def get_serializer_class(self) -> type[serializers.Serializer[Any]]:
+        """The serializer that checks and saves a row."""
+        if self.serializer_class is not None:
+            return self.serializer_class
+        if self.fields is None:
+            raise ConfigurationError(f"{type(self).__name__} needs a serializer_class, or the fields to make one of")
+        return _make_serializer(self.model, tuple(self.fields))
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        """What the serializer gets as its context; `request.user` is the user who writes."""
+        return {"request": self.request, "view": self, "format": None}
+
+    def get_permissions(self) -> list[BasePermission]:
+        """The permissions to ask."""
+        return [permission() for permission in self.permission_classes or ()]
+
+    def get_lookup(self) -> dict[str, Any]:
+        """Which row the operation's id means, as arguments of `filter()`. Raises OperationRejected if it cannot be one.
+
+        Empty for an id that the device made and the server has not met.
+        """
+        if not isinstance(self.lookup_field, str) or self._key_fields()[0] is not self.model._meta.pk:
+            return self._parse_id()
+        if not is_made_by_device(self.model, self.operation.id):
+            return {"pk": self._parse_value(self.model._meta.pk, self.operation.id)}
+        key = self.context.ids.find(self.model, self.operation.id)
+        return {} if key is None else {"pk": key}
+
+    def perform_create(self, serializer: serializers.Serializer[Any]) -> Any:
+        """Save a new row; `serializer.save(owner=self.user)` sets fields that the device may not."""
+        serializer.save(**({self.owner_field: self.user} if self.owner_field else {}))
+
+    def perform_update(self, serializer: serializers.Serializer[Any]) -> Any:
+        """Save a changed row."""
+        serializer.save()
+
+    def perform_destroy(self, instance: Any) -> Any:
+        """Delete a row."""
+        instance.delete()
+
+    def on_conflict(self, conflict: Conflict) -> Any:
+        """What to write where a device's values meet newer ones: field → value, or None to keep what is there.
+
+        By default the last write wins: `conflict.mine`. `{**conflict.mine, "title": …}` merges. Raise
+        OperationRejected to reject. For a DELETE, None keeps the row.
+        """
+        return conflict.mine
+
+    def on_missing_row(self) -> str | None:
+        """A PATCH or DELETE found no row. By default it is applied, and changes nothing: deletion wins."""
+        return MISSING_ROW
+
+    # Operations.
+
+    def put(self) -> str | None:
+        """Create the row or replace it: a column that the device does not send is null or has its default."""
+        lookup = self.get_lookup()
+        if not lookup or not self._lock(lookup):
+            return self._create(lookup)
+        return self._update(self._permitted(lookup), partial=False)
+
+    def patch(self) -> str | None:
+        """Change the columns that the device sends. A row that is gone stays gone: deletion wins."""
+        instance = self._find()
+        if instance is None:
+            self.check_permissions()
+            return self.on_missing_row()
+        return self._update(instance, partial=True)
+
+    def delete(self) -> str | None:
+        """Delete the row, if it is still there."""
+        instance = self._find()
+        self._check(instance)
+        if instance is None:
+            return self.on_missing_row()
+        conflict = self._delete_conflict(instance)
+        if conflict is not None and self._settle(conflict) is None:
+            return CONFLICT
+        resolve(self.perform_destroy(instance))
+        return None if conflict is None else CONFLICT
+
+    def _create(self, lookup: dict[str, Any]) -> str | None:
+        self.set_action("create")
+        self._check(None)
+        self._check_key_may_be_given(lookup)
+        serializer = self._serializer(None, lookup)
+        serializer.validated_data.update(self._key_values(lookup))
+        resolve(self.perform_create(serializer))
+        if not lookup:
+            self._remember_key(serializer.instance)
+        self._check_written(serializer.instance if not lookup else None, lookup)
+        return None
+
+    def _update(self, instance: Any, partial: bool) -> str | None:
+        self._check(instance)
+        serializer = self._serializer(instance, self._key_of(instance), partial=partial)
+        conflict = self._conflict(serializer)
+        if conflict is not None:
+            written = self._settle(conflict)
+            if written is None:
+                return CONFLICT
+            serializer.validated_data.clear()
+            serializer.validated_data.update(written)
+        if not partial:
+            self._reset_absent_fields(serializer)
+        self._count_version(serializer)
+        resolve(self.perform_update(serializer))
+        self._check_written(instance, {"pk": instance.pk})
+        return None if conflict is None else CONFLICT
+
+    # Rows and permissions.
+
+    @property
+    def key(self) -> Any:
+        """The primary key of the operation's row. Raises OperationRejected if its id cannot be one; None if unmet."""
+        lookup = self.get_lookup()
+        return lookup.get("pk") if "pk" in lookup or not lookup else self._permitted(lookup).pk
+
+    def check_permissions(self) -> None:
+        """Ask every permission about the operation as such. Raises PermissionDenied."""
+        for permission in self.get_permissions():
+            _require(permission, permission.has_permission(self.request, cast("Any", self)))
+
+    def check_object_permissions(self, instance: Any) -> None:
+        """Ask every permission about a row. Raises PermissionDenied."""
+        for permission in self.get_permissions():
+            _require(permission, permission.has_object_permission(self.request, cast("Any", self), instance))
+
+    def set_action(self, action: str) -> None:
+        """Say what the operation turns out to do."""
+        self.action = action
+        self.request = OperationRequest(self.user, _METHODS[action], self.operation.data or {})
+
+    def _find(self) -> Any:
+        """The row as it is now, locked until the transaction ends, so that no other write is lost; None if missing."""
+        lookup = self.get_lookup()
+        if not lookup:
+            return None
+        queryset = self.get_queryset().using(self.using)
+        if _can_lock(queryset):
+            found = queryset.select_for_update(no_key=True, of=("self",)).filter(**lookup).first()
+            if found is None and self._rows().filter(**lookup).exists():
+                raise PermissionDenied()
+            return found
+        return self._permitted(lookup) if self._lock(lookup) else None
+
+    def _lock(self, lookup: dict[str, Any]) -> bool:
+        """Lock the row, if there is one. A query of its own: a queryset of permitted rows is often DISTINCT."""
+        rows = self._rows().filter(**lookup).select_for_update(no_key=True)
+        return bool(list(rows.values_list("pk", flat=True)))
+
+    def _rows(self) -> models.QuerySet[Any]:
+        return self.model._base_manager.using(self.using)
+
+    def _permitted(self, lookup: dict[str, Any]) -> Any:
+        instance = self.get_queryset().using(self.using).filter(**lookup).first()
+        if instance is None:
+            raise PermissionDenied()
+        return instance
+
+    def _check(self, instance: Any) -> None:
+        self.check_permissions()
+        if instance is not None:
+            self.check_object_permissions(instance)
+
+    def _check_written(self, instance: Any, lookup: dict[str, Any]) -> None:
+        """A row must not have been put where its writer may not write."""
+        self.check_object_permissions(self._permitted({"pk": instance.pk} if instance is not None else lookup))
+
+    # Keys.
+
+    def _key_fields(self) -> list[Any]:
+        names = (self.lookup_field,) if isinstance(self.lookup_field, str) else self.lookup_field
+        if names == ("pk",) and len(self.model._meta.pk_fields) > 1:
+            return list(self.model._meta.pk_fields)
+        return [self.model._meta.pk if name == "pk" else self.model._meta.get_field(name) for name in names]
+
+    def _parse_id(self) -> dict[str, Any]:
+        fields = self._key_fields()
+        texts = self.operation.id.split(self.id_separator) if len(fields) > 1 else [self.operation.id]
+        if len(texts) != len(fields):
+            message = _("%(count)d values are expected, with “%(separator)s” between them.")
+            raise OperationRejected(
+                "invalid_id", {"id": [message % {"count": len(fields), "separator": self.id_separator}]}
+            )
+        return {item.attname: self._parse_key_value(item, text) for item, text in zip(fields, texts, strict=True)}
+
+    def _parse_key_value(self, field: Any, text: str) -> Any:
+        """One value of the key; a related row that the device made is meant by its own id."""
+        related = field.related_model if field.is_relation else None
+        if related is not None and is_made_by_device(related, text):
+            key = self.context.ids.find(related, text)
+            if key is not None:
+                return key
+        return self._parse_value(field, text)
+
+    def _parse_value(self, field: Any, text: str) -> Any:
+        try:
+            if "\0" in text:
+                raise DjangoValidationError(_("Null characters are not allowed."))
+            if len(text) > MAX_ROW_ID_CHARACTERS:
+                raise DjangoValidationError(_("The id is too long."))
+            value = field.to_python(text)
+            (field.target_field if field.is_relation else field).run_validators(value)
+        except DjangoValidationError as error:
+            raise OperationRejected("invalid_id", {"id": error.messages}) from None
+        return value
+
+    def _key_values(self, lookup: dict[str, Any]) -> dict[str, Any]:
+        """Attributes of the model that the row's id decides."""
+        return {self.model._meta.pk.attname if name == "pk" else name: value for name, value in lookup.items()}
+
+    def _key_of(self, instance: Any) -> dict[str, Any]:
+        return {item.attname: getattr(instance, item.attname) for item in self._key_fields()}
+
+    def _check_key_may_be_given(self, lookup: dict[str, Any]) -> None:
+        if is_counted(self.model) and "pk" in lookup:
+            message = _("There is no such row, and new rows of this table get their id from the server.")
+            raise OperationRejected("invalid_id", {"id": [message]})
+
+    def _remember_key(self, instance: Any) -> None:
+        self.context.ids.add(self.model, self.operation.id, instance.pk)
+        self.context.row_ids[self.operation.op_id] = str(instance.pk)
+
+    # Values.
+
+    def _serializer(self, instance: Any, key: dict[str, Any], partial: bool = False) -> Any:
+        """A serializer that has found the operation's columns valid. Raises OperationRejected otherwise."""
+        serializer: Any = self.get_serializer_class()(
+            instance, data={}, partial=partial, context=self.get_serializer_context()
+        )
+        self._restrict_parents(serializer)
+        columns = self._columns(serializer, key)
+        data = columns.to_fields(self.operation)
+        if not partial:
+            data = {**_nulls(serializer), **data, **columns.key_fields(self.operation)}
+        serializer.initial_data = data
+        # A text without a zone means UTC, as SQLite's datetime('now') makes it.
+        with timezone.override(datetime.UTC):
+            valid = serializer.is_valid()
+        if not valid:
+            raise OperationRejected("invalid", columns.to_columns(serializer.errors))
+        self._check_parents(serializer)
+        return serializer
+
+    def _columns(self, serializer: Any, key: dict[str, Any]) -> DeviceColumns:
+        reserved = {name for name in (self.owner_field, self.version_field) if name}
+        if self.fields is not None:
+            reserved |= set(serializer.fields) - set(self.fields)
+        return DeviceColumns(
+            serializer,
+            self.model,
+            self._key_values(key),
+            reserved=reserved,
+            refuse_reserved=self.refuse_server_columns,
+            ids=self.context.ids,
+        )
+
+    def _reset_absent_fields(self, serializer: Any) -> None:
+        validated, kept = serializer.validated_data, {self.owner_field, self.version_field}
+        for name, item in serializer.fields.items():
+            model_field = model_field_of(self.model, item)
+            absent = item.source not in validated and not item.read_only and item.source not in kept
+            if self.fields is not None and name not in self.fields:
+                continue
+            if absent and model_field is not None and model_field.attname not in self._key_of(serializer.instance):
+                validated[model_field.attname] = model_field.get_default()
+
+    # Parents.
+
+    def _restrict_parents(self, serializer: Any) -> None:
+        """Related rows are looked for among those that the user may write, so the others seem not to exist."""
+        for name, item in serializer.fields.items():
+            parent = self._parent_table(name, getattr(item, "child_relation", item))
+            if parent is not None:
+                related = getattr(item, "child_relation", item)
+                related.queryset = parent.get_queryset().using(self.using)
+
+    def _check_parents(self, serializer: Any) -> None:
+        for name, item in serializer.fields.items():
+            parent = self._parent_table(name, getattr(item, "child_relation", item))
+            found = serializer.validated_data.get(item.source)
+            for instance in found if isinstance(found, list) else [found]:
+                if parent is not None and isinstance(instance, models.Model):
+                    parent.check_object_permissions(instance)
+
+    def _parent_table(self, name: str, item: Any) -> UploadTable | None:
+        queryset = getattr(item, "queryset", None)
+        if queryset is None or item.read_only or not isinstance(item, serializers.RelatedField):
+            return None
+        if self.parents is not None and name not in self.parents:
+            return None
+        table = self.context.find_table(queryset.model)
+        if table is None:
+            if self.parents is None:
+                return None
+            raise ConfigurationError(f"{name!r} is among the parents, but the handler has no table for its rows")
+        return table.bind(self.operation, self.context, action="partial_update")
+
+    # Conflicts.
+
+    def _conflict(self, serializer: Any) -> Conflict | None:
+        if self.version_field is None and not self.check_previous:
+            return None
+        instance, mine = serializer.instance, dict(serializer.validated_data)
+        base = self._columns(serializer, {}).to_values(self.operation.old)
+        outdated = self._is_outdated(instance)
+        theirs = {name: _current(instance, name) for name in mine}
+        found = changed_by_both(mine, theirs, base, without_base=outdated)
+        if not (found and (outdated or self.check_previous)):
+            return None
+        return Conflict(self.operation, instance, found, base, theirs, mine)
+
+    def _delete_conflict(self, instance: Any) -> Conflict | None:
+        if self.version_field is None and not self.check_previous:
+            return None
+        serializer: Any = self.get_serializer_class()(instance, context=self.get_serializer_context())
+        base = self._columns(serializer, {}).to_values(self.operation.old)
+        outdated = self._is_outdated(instance)
+        theirs = {name: _current(instance, name) for name in base}
+        found = tuple(name for name in base if comparable(theirs[name]) != comparable(base[name]))
+        if not (outdated or (self.check_previous and found)):
+            return None
+        return Conflict(self.operation, instance, found, base, theirs, {})
+
+    def _is_outdated(self, instance: Any) -> bool:
+        """Whether the device saw another version than the row has. A device that does not say saw this one."""
+        if self.version_field is None:
+            return False
+        field: Any = self.model._meta.get_field(self.version_field)
+        old = self.operation.old or {}
+        column = next((name for name in (field.column, field.attname) if name in old), None)
+        if column is None:
+            return False
+        try:
+            with timezone.override(datetime.UTC):
+                seen = _aware(field.to_python(old[column]))
+        except DjangoValidationError:
+            return True
+        return bool(seen != getattr(instance, field.attname))
+
+    def _count_version(self, serializer: Any) -> None:
+        """A version that is a number rises with each change; a timestamp is the model's own business (`auto_now`)."""
+        if self.version_field is None:
+            return
+        field: Any = self.model._meta.get_field(self.version_field)
+        if isinstance(field, models.IntegerField):
+            serializer.validated_data[field.attname] = (getattr(serializer.instance, field.attname) or 0) + 1
+
+    def _settle(self, conflict: Conflict) -> Mapping[str, Any] | None:
+        written: Mapping[str, Any] | None = resolve(self.on_conflict(conflict))
+        conflict.settle(written)
+        self.context.conflicts.append(conflict)
+        return written
+
+
+@lru_cache(maxsize=256)
+def _make_serializer(model: type[models.Model], fields: tuple[str, ...]) -> type[serializers.Serializer[Any]]:
+    meta = type("Meta", (), {"model": model, "fields": list(fields)})
+    return type(f"{model.__name__}UploadSerializer", (serializers.ModelSerializer,), {"Meta": meta})
+
+
+def _nulls(serializer: Any) -> dict[str, None]:
+    """Devices leave nulls out of a PUT; fields that must be given, and may be null, were given as null."""
+    return {name: None for name, item in serializer.fields.items() if item.required and item.allow_null}
+
+
+def _can_lock(queryset: models.QuerySet[Any]) -> bool:
+    query = queryset.query
+    grouped = query.group_by is not None or query.is_sliced or query.distinct or query.combinator
+    return not grouped and not query.select_for_update and not queryset.model._meta.parents
+
+
+def _current(instance: Any, name: str) -> Any:
+    """A row's value by the name of a serializer's source, related rows by their keys, without a query."""
+    value: Any = instance
+    for part in name.split("."):
+        field = next((f for f in type(value)._meta.concrete_fields if f.name == part), None) if value else None
+        value = getattr(value, field.attname if field is not None else part, None)
+    return value
+
+
+def _aware(value: Any) -> Any:
+    if isinstance(value, datetime.datetime) and timezone.is_naive(value):
+        return timezone.make_aware(value, datetime.UTC)
+    return value
+
+
+def _require(permission: BasePermission, granted: bool) -> None:
+    if not granted:
+        raise PermissionDenied(getattr(permission, "message", None))
