@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -19,6 +20,8 @@ from ...conf import get_settings
 from ...exceptions import ConfigurationError
 from ...replication.copy import Progress
 from ...replication.replicator import Replicator
+
+GARBAGE_THRESHOLD = 200_000  # objects more than were freed; some tens of megabytes
 
 
 class Command(BaseCommand):
@@ -39,6 +42,7 @@ class Command(BaseCommand):
             raise CommandError(f"{error}; see: manage.py check") from error
         self._check_database()
 
+        _collect_garbage_rarely()
         signal.signal(signal.SIGTERM, _end)
         signal.signal(signal.SIGINT, _end)
         try:
@@ -87,6 +91,16 @@ class TerminalProgress(Progress):
     def finish(self) -> None:
         """Leave the finished bar on the screen."""
         self._bar.stop()
+
+
+def _collect_garbage_rarely() -> None:
+    """Rows make no cycles, so that looking for cycles among them, and among all of Django, is in vain.
+
+    It took a fifth of the time of changes in batches of 5000 (benchmarks/replication).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
 
 
 def _end(signum: int, frame: object) -> None:
