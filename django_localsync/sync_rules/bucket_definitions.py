@@ -365,8 +365,6 @@ def _conjuncts(expr: Expr) -> tuple[Expr, ...]:
 
 
 def _output_name(output: SelectOutput) -> str:
-    if output.alias is not None:
-        return output.alias.name
-    if isinstance(output.expression, Name):
-        return output.expression.name.name
-    raise SqlError("an expression needs a name", output.expression.at, "write … AS name")
+    if output.name is None:
+        raise SqlError("an expression needs a name", output.expression.at, "write … AS name")
+    return output.name

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ..exceptions import RulesError
 from .bucket_definitions import DefinitionCompiler, ParameterQuery
 from .compiled import CompiledPlan, CompiledSource
+from .danger import is_dangerous_parameter_query, is_dangerous_variant
 from .definitions import (
     BucketDefinition,
     Findings,
@@ -18,7 +19,7 @@ from .definitions import (
     read_definitions,
 )
 from .document import Scalar, Source, read_document
-from .expressions import Element, Expr, Request, rewrite, walk
+from .expressions import Element, Expr, rewrite
 from .plan import TablePattern
 from .queries import CompiledDefinition, Output, Position, Querier, RowQuery, Step, identity, sort_key
 from .sql import parse_select
@@ -169,7 +170,7 @@ class _Compiler:
             return []
         used.update(names)
         self._note(query, texts, notes, definition)
-        if not accepts_danger and any(_is_dangerous(_variant_expressions(variant)) for variant in found):
+        if not accepts_danger and any(is_dangerous_variant(variant) for variant in found):
             self._warn_danger(query, definition)
         return found
 
@@ -244,7 +245,7 @@ class _Compiler:
             except SqlError as error:
                 self._findings.sql_error(error, query, name)
         for query, found in queries:
-            if not definition.accepts_danger and _is_dangerous(found.expressions):
+            if not definition.accepts_danger and is_dangerous_parameter_query(found):
                 self._warn_danger(query, name)
         return self._definition(name, names, [found for _, found in queries], rows, definition.priority)
 
@@ -297,18 +298,6 @@ class _Sources:
     def all(self) -> tuple[CompiledSource, ...]:
         """The sources by their numbers."""
         return tuple(self._sources)
-
-
-def _variant_expressions(variant: VariantQuery) -> list[Expr]:
-    positions = (*variant.parameters, *(position for key in variant.keys for position in key))
-    operands = (operand for position in positions for operand in position if not isinstance(operand, Output))
-    return [*variant.filters, *operands]
-
-
-def _is_dangerous(exprs: Sequence[Expr]) -> bool:
-    """Whether only what the client says of itself decides."""
-    parts = {node.part for expr in exprs for node in walk(expr) if isinstance(node, Request)}
-    return bool(parts & {"subscription", "connection"}) and not parts & {"auth", "token"}
 
 
 def numbered_elements(variant: VariantQuery) -> VariantQuery:

@@ -166,12 +166,11 @@ class _Reader:
     def _options(self, node: Node | None) -> Options:
         entries = self._entries(node, ("edition", "storage_version", "timestamp_max_precision", *_FLAGS))
         edition = self._integer(entries.get("edition"), "edition", 1, 3, 1)
-        self._integer(entries.get("storage_version"), "storage_version", 1, 3, 2)
+        self._integer(entries.get("storage_version"), "storage_version", 2, 3, 2)
         flags = {name: self._boolean(entries.get(name), name, edition > 1) for name in _FLAGS}
-        if "unstable_sqlite_expression_engine" in entries and edition < 3:
-            self._error(
-                "unstable_sqlite_expression_engine is of edition 3", entries["unstable_sqlite_expression_engine"]
-            )
+        engine = entries.get("unstable_sqlite_expression_engine")
+        if engine is not None and flags["unstable_sqlite_expression_engine"] and edition < 3:
+            self._error("unstable_sqlite_expression_engine is of edition 3", engine)
         digits = self._precision(entries.get("timestamp_max_precision"), flags["timestamps_iso8601"])
         values = ValueOptions(flags["timestamps_iso8601"], flags["custom_postgres_types"], digits)
         return Options(edition, flags["fixed_json_extract"], values)
@@ -209,11 +208,12 @@ class _Reader:
         parameters, data = entries.get("parameters"), entries.get("data")
         if not isinstance(data, Sequence):
             self._error("data must be a list of queries", data or node)
-        single = isinstance(parameters, Scalar)
-        absent = parameters is None or (isinstance(parameters, Scalar) and parameters.value is None)
+        if self._is_empty(node, "parameters"):
+            hint = "without the key parameters, everybody gets these rows: remove it if that is meant"
+            self._error("parameters are empty", node, hint)
         return BucketDefinition(
             name,
-            () if absent else self._texts(parameters, "parameters", single=single),
+            self._texts(parameters, "parameters", single=isinstance(parameters, Scalar)),
             self._texts(data, "data") if isinstance(data, Sequence) else (),
             self._priority(entries.get("priority")),
             self._accepts(entries),
@@ -221,7 +221,11 @@ class _Reader:
 
     def _event(self, name: Scalar, node: Node) -> EventDefinition:
         entries = self._entries(node, ("payloads",))
-        return EventDefinition(name, self._texts(entries.get("payloads"), "payloads"))
+        payloads = entries.get("payloads")
+        if not isinstance(payloads, Sequence):
+            self._error("payloads must be a list of queries", payloads or node)
+            return EventDefinition(name, ())
+        return EventDefinition(name, self._texts(payloads, "payloads") if payloads.items else ())
 
     def _expressions(self, node: Node | None) -> tuple[tuple[Scalar, Scalar], ...]:
         if node is None:
@@ -279,13 +283,19 @@ class _Reader:
         if node is None:
             return ()
         items = (node,) if single else node.items if isinstance(node, Sequence) else None
-        if items is None or (not items and key != "parameters"):
+        if not items:
             self._error(f"{key} must be a list of queries", node)
             return ()
         texts = tuple(item for item in items if isinstance(item, Scalar) and isinstance(item.value, str))
         if len(texts) < len(items):
             self._error(f"{key} must be SQL text", node, "quote it, if YAML reads it otherwise")
         return texts
+
+    def _is_empty(self, node: Node, key: str) -> bool:
+        """Whether the key stands there without a value."""
+        items = node.items if isinstance(node, Mapping) else ()
+        values = [value for name, value in items if name.value == key]
+        return any(isinstance(value, Scalar) and value.value is None for value in values)
 
     def _accepts(self, entries: dict[str, Node]) -> bool:
         key = "accept_potentially_dangerous_queries"

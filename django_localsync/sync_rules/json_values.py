@@ -183,10 +183,10 @@ def _array(value: SqliteValue) -> list[SqliteValue] | None:
 
 def is_in(value: SqliteValue, array: SqliteValue) -> int | None:
     """`value IN array`, the array being JSON text; NULL with NULL."""
-    items = _array(array)
-    if value is None or items is None:
+    if value is None:
         return None
-    return int(_contains(items, value))
+    items = _array(array)
+    return None if items is None else int(_contains(items, value))
 
 
 def is_among(value: SqliteValue, *items: SqliteValue) -> int | None:

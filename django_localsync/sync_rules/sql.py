@@ -62,16 +62,22 @@ _RESERVED = {
     "not", "in", "is", "between", "like", "ilike", "similar", "case", "when", "then", "else", "end", "cast", "array",
     "null", "true", "false", "distinct", "all", "any", "some", "with", "lateral", "collate", "isnull", "notnull",
 }  # fmt: skip
+# Words that are functions in Postgres, and would be taken for columns.
+_VALUE_WORDS = {
+    "current_date", "current_time", "current_timestamp", "localtime", "localtimestamp",
+    "current_user", "session_user", "current_role", "current_catalog", "current_schema",
+}  # fmt: skip
 
 
 def parse_select(query: str) -> Select:
     """Parse one SELECT (a semicolon may follow). Raises SqlError."""
-    return _Parser(tokenize(query)).whole()
+    return _Parser(query).whole()
 
 
 class _Parser:
-    def __init__(self, tokens: list[Token]) -> None:
-        self._tokens, self._position, self._depth, self._chained = tokens, 0, 0, 0
+    def __init__(self, query: str) -> None:
+        self._query, self._tokens = query, tokenize(query)
+        self._position, self._depth, self._chained = 0, 0, 0
 
     # Tokens
 
@@ -158,9 +164,12 @@ class _Parser:
 
     def _output(self) -> Output:
         if self._is("*"):
-            return Output(Star(None, self._take().at), None)
+            return Output(Star(None, self._take().at), None, "*")
+        start = self._next.at
         expression = self._expression()
-        return Output(expression, None if isinstance(expression, Star) else self._alias())
+        last = self._tokens[self._position - 1]
+        text = self._query[start : last.at + len(last.source)]
+        return Output(expression, None if isinstance(expression, Star) else self._alias(), text)
 
     def _alias(self) -> Identifier | None:
         if self._accept("as"):
@@ -404,6 +413,9 @@ class _Parser:
         return Constant({"true": 1, "false": 0, "null": None}[token.text], token.at)
 
     def _name(self) -> Node:
+        if self._next.kind is Kind.WORD and self._next.text in _VALUE_WORDS:
+            hint = "rules are evaluated when a row changes: compare with the time or user on the device"
+            raise SqlError(f"{self._next.text.upper()} is not supported", self._next.at, hint)
         name = self._identifier("an expression")
         if name.name == "row" and self._is("("):
             self._take()

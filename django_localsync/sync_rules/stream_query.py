@@ -140,7 +140,7 @@ class StreamQuery(Translator):
                 derived, conditions = self._derived(select, scope, source.columns)
                 return alias, derived, conditions
             case names:
-                if len(names) == 1 and names[0].name in self._expressions:
+                if self._is_common(names):
                     derived, conditions = self._common(names[0], source.columns)
                     return alias or names[0].name, derived, conditions
                 table = self._table(names)
@@ -149,9 +149,11 @@ class StreamQuery(Translator):
     def _has_named_columns(self, source: Source) -> bool:
         """Whether it is a subquery or a common table expression."""
         relation = source.relation
-        return isinstance(relation, Subquery) or (
-            isinstance(relation, tuple) and len(relation) == 1 and relation[0].name in self._expressions
-        )
+        return isinstance(relation, Subquery) or (isinstance(relation, tuple) and self._is_common(relation))
+
+    def _is_common(self, names: tuple[Identifier, ...]) -> bool:
+        """Whether it is a common table expression; inside of itself its name is that of a table."""
+        return len(names) == 1 and names[0].name in self._expressions and names[0].name not in self._open
 
     def _table(self, names: tuple[Identifier, ...]) -> _Table:
         for name in names:
@@ -182,7 +184,12 @@ class StreamQuery(Translator):
         scope, conditions = self.sources(select, around)
         columns: dict[str, Expr] = {}
         for position, output in enumerate(select.outputs):
-            name = names[position].name if position < len(names) else _output_name(output)
+            if isinstance(output.expression, Star):
+                raise SqlError(
+                    "* is only possible in the select list of a stream", output.expression.at, "name the columns"
+                )
+            # An expression without name is known by its text, which nothing but `IN (SELECT …)` can ask for.
+            name = names[position].name if position < len(names) else output.name or output.text
             columns[name] = self.expression(output.expression, scope)
         if len(names) > len(select.outputs):
             raise SqlError("more names than columns", names[0].at)
@@ -191,8 +198,6 @@ class StreamQuery(Translator):
     def _common(self, name: Identifier, names: tuple[Identifier, ...] = ()) -> tuple[_Derived, list[Expr]]:
         """A use of a common table expression."""
         self.used.add(name.name)
-        if name.name in self._open:
-            raise SqlError(f"the common table expression {name.name!a} uses itself", name.at)
         self._open.append(name.name)
         outer, self.notes.origin = self.notes.origin, name.name
         try:
@@ -264,7 +269,7 @@ class StreamQuery(Translator):
         """The right side of IN: an array, or the column of a subquery with its conditions."""
         if isinstance(node, Subquery):
             return self._one_column(*self._derived(node.select, scope, ()), node.at)
-        if isinstance(node, Name) and node.qualifier is None and node.name.name in self._expressions:
+        if isinstance(node, Name) and node.qualifier is None and self._is_common((node.name,)):
             return self._one_column(*self._common(node.name), node.at)
         return self.expression(node, scope)
 
@@ -288,9 +293,9 @@ class StreamQuery(Translator):
         items: list[Every | Item] = []
         tables: dict[int, int] = {}
         for output in select.outputs:
-            item = self._item(output, scope, tables)
-            self._warn_overwritten(items, item, output.expression.at)
-            items.append(item)
+            found = self._items(output, scope, tables)
+            self._warn_overwritten(items, found, output.expression.at)
+            items.extend(found)
         if not items:
             raise SqlError("the select list is empty", select.at, "name the columns to sync")
         if (
@@ -308,34 +313,43 @@ class StreamQuery(Translator):
         (table,) = tables
         return table, Selection(renumbered_items(items), self._row_type(select, scope, table), named_first=False)
 
-    def _item(self, output: SelectOutput, scope: _Scope, tables: dict[int, int]) -> Every | Item:
+    def _items(self, output: SelectOutput, scope: _Scope, tables: dict[int, int]) -> list[Every | Item]:
+        at = output.expression.at
         if isinstance(output.expression, Star):
-            tables[self._starred(output.expression, scope)] = output.expression.at
-            return Every()
-        expression = self.expression(output.expression, scope)
+            match self._starred(output.expression, scope):
+                case _Table(number):
+                    tables[number] = at
+                    return [Every()]
+                case _Derived(columns):
+                    return [self._item(name, value, at, tables) for name, value in columns.items()]
+        if output.name is None:
+            self.notes.warn(f"the column is named {output.text[:100]!a}", at, "write … AS name")
+        return [self._item(output.name or output.text, self.expression(output.expression, scope), at, tables)]
+
+    def _item(self, name: str, expression: Expr, at: int, tables: dict[int, int]) -> Item:
         for node in walk(expression):
             if isinstance(node, Element):
-                raise SqlError("elements of json_each cannot be selected", output.expression.at)
+                raise SqlError("elements of json_each cannot be selected", at)
         involved = parties(expression)
         if REQUEST in involved:
             raise SqlError(
                 "values of the request cannot be selected: buckets are shared between users",
-                output.expression.at,
+                at,
                 "the device knows them itself",
             )
-        tables.update(dict.fromkeys(involved, output.expression.at))
-        return Item(_output_name(output), expression)
+        tables.update(dict.fromkeys(involved, at))
+        return Item(name, expression)
 
-    def _starred(self, star: Star, scope: _Scope) -> int:
+    def _starred(self, star: Star, scope: _Scope) -> _Table | _Derived:
         if star.qualifier is None and len(scope.relations) != 1:
             raise SqlError("* is of several tables", star.at, "write table.*")
         relation = scope.relation(star.qualifier) if star.qualifier else next(iter(scope.relations.values()))
-        if not isinstance(relation, _Table):
+        if isinstance(relation, Element):
             raise SqlError("* is only possible for tables", star.at, "name the columns")
-        return relation.number
+        return relation
 
-    def _warn_overwritten(self, items: list[Every | Item], item: Every | Item, at: int) -> None:
-        if isinstance(item, Every) and any(isinstance(earlier, Item) for earlier in items):
+    def _warn_overwritten(self, items: list[Every | Item], found: list[Every | Item], at: int) -> None:
+        if Every() in found and any(isinstance(earlier, Item) for earlier in items):
             hint = "write *, … AS id: of two columns of one name the last counts"
             self.notes.warn("a column of * may replace one named before it", at, hint)
 
@@ -356,15 +370,3 @@ class StreamQuery(Translator):
 def renumbered_items(items: list[Every | Item]) -> tuple[Every | Item, ...]:
     """Items whose expressions know their table as number 0."""
     return tuple(item if isinstance(item, Every) else Item(item.name, renumbered((item.value,))[0]) for item in items)
-
-
-def _output_name(output: SelectOutput) -> str:
-    if output.alias is not None:
-        return output.alias.name
-    match output.expression:
-        case Name(_, name):
-            return name.name
-        case Star(_, at):
-            raise SqlError("* is only possible in the select list of a stream", at, "name the columns")
-        case expression:
-            raise SqlError("an expression needs a name", expression.at, "write … AS name")

@@ -109,10 +109,18 @@ Node = Constant | Name | Star | FunctionCall | Operation | Case | Cast | Items |
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One item of a select list."""
+    """One item of a select list; `text` is its expression as it was written."""
 
     expression: Node
     alias: Identifier | None
+    text: str
+
+    @property
+    def name(self) -> str | None:
+        """The name that the query gives it; None for an expression without alias."""
+        if self.alias is not None:
+            return self.alias.name
+        return self.expression.name.name if isinstance(self.expression, Name) else None
 
 
 @dataclass(frozen=True, slots=True)

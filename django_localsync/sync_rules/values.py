@@ -14,6 +14,7 @@ from .expressions import SqliteValue
 
 MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 63) - 1
 
+_MAX_DIGITS = 4000  # Python reads no longer ones
 _LEADING_INTEGER = re.compile(r"\s*([+-]?\d+)", re.ASCII)
 _LEADING_NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.ASCII)
 
@@ -66,12 +67,8 @@ def to_number(value: SqliteValue) -> int | float | None:
             if match is None:
                 return 0
             text = match.group(1)
-            return _integer_or_real(_integer(text)) if text.lstrip("+-").isdigit() else float(text)
-
-
-def _integer(digits: str) -> int:
-    """The integer, or one beyond 64 bits if there are more digits than Python reads."""
-    return int(digits) if len(digits) < 4000 else int(digits[:1] + "9" * 20)
+            whole = len(text) < _MAX_DIGITS and text.lstrip("+-").isdigit()
+            return _integer_or_real(int(text)) if whole else float(text)
 
 
 def to_integer(value: SqliteValue) -> int | None:
@@ -80,7 +77,7 @@ def to_integer(value: SqliteValue) -> int | None:
         value = to_text(value)
     if isinstance(value, str):
         match = _LEADING_INTEGER.match(value)
-        value = _integer(match.group(1)) if match else 0
+        value = int(match.group(1)[:_MAX_DIGITS]) if match else 0
     if isinstance(value, float):
         if not math.isfinite(value):
             raise EvaluationError("NaN and infinities are no integers")

@@ -50,7 +50,8 @@ def error_of(query: str) -> tuple[int | None, str, str | None]:
         ("SELECT * FROM other.tables.t", 28, "a table is written table or schema.table", None),
         ('SELECT * FROM "a%b"', 15, "the wildcard % must stand at the end", None),
         ('SELECT * FROM "mongo.public".t', 15, "there is no connection 'mongo'", "default"),
-        ("SELECT length(id) FROM t", 8, "an expression needs a name", "AS name"),
+        ("SELECT * FROM t WHERE a > CURRENT_TIMESTAMP", 27, "CURRENT_TIMESTAMP is not supported", "on the device"),
+        ("SELECT d.* FROM (SELECT * FROM t) AS d", 25, "* is only possible in the select list of a stream", "name the"),
     ],
 )
 def test_a_query_is_refused_where_the_fault_is(query, column, message, hint):
