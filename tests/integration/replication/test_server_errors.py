@@ -70,9 +70,12 @@ def test_a_role_without_replication_is_told_the_attribute(server):
 
 
 def test_a_role_without_select_is_told_the_grant(server):
-    with database_alias("elsewhere", as_guest(server)), closing(connect_for_rows("elsewhere")) as connection:
-        with pytest.raises(psycopg.Error) as error:
-            connection.execute("SELECT * FROM public.note")
+    with (
+        database_alias("elsewhere", as_guest(server)),
+        closing(connect_for_rows("elsewhere")) as connection,
+        pytest.raises(psycopg.Error) as error,
+    ):
+        connection.execute("SELECT * FROM public.note")
     found = diagnose(error.value)
     assert (found.verdict, "GRANT SELECT" in str(found)) == (Verdict.PERSON, True)
 
@@ -135,24 +138,34 @@ def test_every_error_has_a_verdict(error, verdict):
 
 
 def test_a_pooler_that_refuses_replication_is_recognised(server):
-    with pooled(server.url, "replication") as url, database_alias("elsewhere", url):
-        with pytest.raises(psycopg.OperationalError) as error:
-            ReplicationConnection("elsewhere")
+    with (
+        pooled(server.url, "replication") as url,
+        database_alias("elsewhere", url),
+        pytest.raises(psycopg.OperationalError) as error,
+    ):
+        ReplicationConnection("elsewhere")
     found = diagnose(error.value)
     assert (found.verdict, "REPLICATION_URL" in str(found)) == (Verdict.PERSON, True)
 
 
 def test_a_pooler_that_ignores_replication_is_recognised(server):
-    with pooled(server.url) as url, database_alias("elsewhere", url):
-        with closing(ReplicationConnection("elsewhere")) as replication:
-            with pytest.raises(ConfigurationError, match="REPLICATION_URL"):
-                replication.identify_system()
+    with (
+        pooled(server.url) as url,
+        database_alias("elsewhere", url),
+        closing(ReplicationConnection("elsewhere")) as replication,
+        pytest.raises(ConfigurationError, match="REPLICATION_URL"),
+    ):
+        replication.identify_system()
 
 
 def test_a_pooler_of_transactions_is_recognised(server):
-    with pooled(server.url) as url, database_alias("elsewhere", url), closing(connect("elsewhere")) as connection:
-        with pytest.raises(ConfigurationError, match="'elsewhere'.*REPLICATION_URL"):
-            check_direct(connection, "elsewhere")
+    with (
+        pooled(server.url) as url,
+        database_alias("elsewhere", url),
+        closing(connect("elsewhere")) as connection,
+        pytest.raises(ConfigurationError, match=r"'elsewhere'.*REPLICATION_URL"),
+    ):
+        check_direct(connection, "elsewhere")
 
 
 def test_a_direct_connection_is_recognised(server):
@@ -162,9 +175,9 @@ def test_a_direct_connection_is_recognised(server):
 
 def test_wal_level_turned_back_is_told():
     with own_server(wal_level="replica") as server, database_alias("elsewhere", server.url):
-        with closing(connect("elsewhere")) as connection:
-            with pytest.raises(ConfigurationError, match="wal_level = replica; set wal_level = logical"):
-                check_server(connection)
+        refusal = pytest.raises(ConfigurationError, match="wal_level = replica; set wal_level = logical")
+        with closing(connect("elsewhere")) as connection, refusal:
+            check_server(connection)
         with closing(ReplicationConnection("elsewhere")) as replication, pytest.raises(psycopg.Error) as error:
             replication.create_slot("localsync_test")
     found = diagnose(error.value)

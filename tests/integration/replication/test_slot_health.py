@@ -32,9 +32,9 @@ KEEP = 64 << 20
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A server that keeps at most 64 MB of WAL for slots; its database has the alias `elsewhere`."""
-    with own_server(max_slot_wal_keep_size="64MB", max_replication_slots="2", checkpoint_timeout="1h") as server:
-        with database_alias("elsewhere", server.url):
-            yield server.url
+    settings = {"max_slot_wal_keep_size": "64MB", "max_replication_slots": "2", "checkpoint_timeout": "1h"}
+    with own_server(**settings) as server, database_alias("elsewhere", server.url):
+        yield server.url
 
 
 @pytest.fixture
