@@ -22,6 +22,7 @@ from django_localsync.replication.slot import (
     read_slot_health,
     slot_problem,
 )
+from tests.processes import wait_until
 from tests.servers import MAJOR, database_alias, own_server
 
 Session = psycopg.Connection[tuple[Any, ...]]
@@ -42,7 +43,8 @@ def session(url: str) -> Iterator[Session]:
     """A session on it. Afterwards there is no slot."""
     with psycopg.connect(url, autocommit=True) as connection:
         yield connection
-        connection.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+        for (slot,) in connection.execute("SELECT slot_name FROM pg_replication_slots").fetchall():
+            wait_until(lambda slot=slot: drop_slot(connection, slot), "nobody reads the slot")
 
 
 @pytest.fixture
