@@ -102,7 +102,7 @@ class Explainer:
         if resolved.problem:
             return [f"the server refuses the request: {resolved.problem}"]
         if row is None or not row.buckets:
-            return self._lines_of_absence(instance)
+            return self.lines_of_absence(instance)
         lines = []
         for bucket in _buckets_of(row):
             lines.append(f"it is in bucket {self.bucket_name(bucket)}, which the user does not have")
@@ -114,7 +114,7 @@ class Explainer:
                 lines.append("  no row of the tables that are looked up leads to it, for anybody")
         return lines
 
-    def _lines_of_absence(self, instance: models.Model) -> list[str]:
+    def lines_of_absence(self, instance: models.Model) -> list[str]:
         """Why a row is in no bucket."""
         table, values = self.evaluator.reader.find(instance)
         if table is None:
