@@ -7,7 +7,6 @@ arrays as JSON text; binary columns as base64 text, since the rules must write `
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -152,12 +151,12 @@ def from_sqlite(item: serializers.Field[Any, Any, Any, Any], value: Scalar, mode
 
     What this does not change, DRF's fields convert themselves.
     """
+    if isinstance(model_field, models.BinaryField) and value is not None:
+        return _from_base64(item, value)
     if not isinstance(value, str):
         return value
     if isinstance(item, serializers.JSONField):
         return _JsonText(value)
-    if isinstance(model_field, models.BinaryField):
-        return _from_base64(item, value)
     if isinstance(item, _COMPOSITE_FIELDS):
         try:
             return json.loads(value)
@@ -175,10 +174,12 @@ def model_field_of(model: type[models.Model], item: Any) -> Any:
     return found if getattr(found, "column", None) and not found.many_to_many else None
 
 
-def _from_base64(item: Any, text: str) -> bytes:
+def _from_base64(item: Any, value: Scalar) -> bytes:
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
+        if isinstance(value, str):
+            return base64.b64decode("".join(value.split()), validate=True)
+        raise ValueError("not a text")
+    except ValueError:
         raise OperationRejected("invalid", {item.field_name: [_("This is not base64.")]}) from None
 
 
