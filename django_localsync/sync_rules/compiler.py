@@ -53,13 +53,17 @@ class NamedTable:
 
 @dataclass(frozen=True, slots=True)
 class CompiledRules:
-    """A plan, and what the checks want to know of the rules it came from."""
+    """A plan, and what the checks want to know of the rules it came from.
+
+    `accepting`: names of the definitions that set accept_potentially_dangerous_queries.
+    """
 
     plan: CompiledPlan
     warnings: tuple[RulesWarning, ...]
     columns: tuple[NamedColumn, ...]
     tables: tuple[NamedTable, ...]
     events: tuple[str, ...]
+    accepting: frozenset[str]
 
 
 def compile_rules(source: Source, *, default_schema: str = "public") -> CompiledRules:
@@ -92,8 +96,14 @@ class _Compiler:
     def compile(self) -> CompiledRules:
         definitions = [*self._bucket_definitions(), *self._streams()]
         events = self._events()
-        plan = CompiledPlan(tuple(definitions), self._buckets.all(), self._indexes.all(), self._document.options.values)
-        return CompiledRules(plan, tuple(self._findings.warnings), tuple(self._columns), tuple(self._tables), events)
+        document = self._document
+        plan = CompiledPlan(tuple(definitions), self._buckets.all(), self._indexes.all(), document.options.values)
+        accepting = frozenset(
+            str(item.name.value) for item in (*document.streams, *document.buckets) if item.accepts_danger
+        )
+        return CompiledRules(
+            plan, tuple(self._findings.warnings), tuple(self._columns), tuple(self._tables), events, accepting
+        )
 
     def _language(self, *, streams: bool) -> Language:
         options = self._document.options
