@@ -98,9 +98,8 @@ class _Compiler:
         events = self._events()
         document = self._document
         plan = CompiledPlan(tuple(definitions), self._buckets.all(), self._indexes.all(), document.options.values)
-        accepting = frozenset(
-            str(item.name.value) for item in (*document.streams, *document.buckets) if item.accepts_danger
-        )
+        documented: list[StreamDefinition | BucketDefinition] = [*document.streams, *document.buckets]
+        accepting = frozenset(str(item.name.value) for item in documented if item.accepts_danger)
         return CompiledRules(
             plan, tuple(self._findings.warnings), tuple(self._columns), tuple(self._tables), events, accepting
         )
