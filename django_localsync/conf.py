@@ -17,6 +17,7 @@ from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS
 
 from .exceptions import ConfigurationError
+from .sync_rules.builtin import with_rejections
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class Settings:
     upload_handler: str | None = None
     """Dotted path of the project's UploadHandler; without it uploads are refused."""
 
-    source: str = DEFAULT_DB_ALIAS
-    """Alias of the database whose tables are synced."""
+    sources: tuple[str, ...] = (DEFAULT_DB_ALIAS,)
+    """Aliases of the databases whose tables are synced: one, shards of one schema, or unrelated ones."""
 
     storage: str = DEFAULT_DB_ALIAS
     """Alias of the database that holds buckets; may be the source itself."""
 
-    replication_url: str | None = None
-    """A direct connection to the source as libpq URL or DSN, where the alias goes through a pooler."""
+    replication_url: str | Mapping[str, str] | None = None
+    """A direct connection to the source as libpq URL or DSN, where the alias goes through a pooler; or one by alias."""
 
     slot_name: str | None = None
     """Prefix of the replication slot's name; by default `localsync_<database>`. Slots are one namespace a server."""
@@ -74,6 +75,9 @@ class Settings:
     max_upload_bytes: int = 16 * 1024 * 1024
     """Largest body of an upload."""
 
+    journal_retention_days: int = 90
+    """How long uploads are remembered, in days: a device that sends again later than that is not recognised."""
+
     keepalive_interval_s: float = 20.0
     """Pause between keepalive lines; clients and proxies give up after 30 s of silence."""
 
@@ -83,6 +87,11 @@ class Settings:
     unknown: tuple[str, ...] = field(default=())
     """Keys of LOCALSYNC that mean nothing; a system check names them."""
 
+    @property
+    def source(self) -> str:
+        """The first source: the one that uploads are written to unless their handler says otherwise."""
+        return self.sources[0]
+
 
 def get_settings() -> Settings:
     """The project's settings, read once. Raises ConfigurationError when LOCALSYNC is not a dict."""
@@ -90,7 +99,16 @@ def get_settings() -> Settings:
 
 
 def read_rules(settings: Settings) -> str | Mapping[str, Any]:
-    """The sync rules as YAML text or as a dict, read from their file where the setting names one.
+    """The sync rules that are served: those of the project, and the stream of rejected writes where it has uploads.
+
+    Raises ConfigurationError as `read_written_rules` does.
+    """
+    rules = read_written_rules(settings)
+    return rules if settings.upload_handler is None else with_rejections(rules)
+
+
+def read_written_rules(settings: Settings) -> str | Mapping[str, Any]:
+    """The project's own rules as YAML text or as a dict, read from their file where the setting names one.
 
     A text of several lines is YAML, one of a single line a path. Raises ConfigurationError when there are no rules
     or the file cannot be read.

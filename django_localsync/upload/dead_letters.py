@@ -36,14 +36,14 @@ def retry(upload: UploadJournal, handler: UploadHandler | None = None, user: Any
     """Apply again what was refused, as the user who sent it; what is refused again stays a dead letter.
 
     `handler` is by default the one in the settings. The answer that the device got stays what it was. Raises
-    ValueError if `upload` is not a dead letter, and OperationDeferred if the handler cannot take it now. Must not run
-    inside a transaction.
+    ValueError if `upload` is not a dead letter, OperationDeferred if the handler cannot take it now, and what the
+    handler raises.
     """
     from .handler import get_handler
 
     handler = get_handler() if handler is None else handler
     using = handler.get_using()
-    with transaction.atomic(using=using, durable=True):
+    with transaction.atomic(using=using):
         stored = _lock(upload, using)
         user = get_user_model()._default_manager.get(pk=stored.user_id) if user is None else user
         item = refused_part(stored)

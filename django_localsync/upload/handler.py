@@ -36,6 +36,7 @@ from .context import UploadContext, resolve
 from .dead_letters import dismiss_by_device
 from .journal import JournalKey
 from .rejections import REJECTIONS, as_rejection, refused, reject
+from .retention import prune_if_due
 from .tables import UploadTable
 from .viewsets import ViewSetTable
 
@@ -85,6 +86,7 @@ class UploadHandler:
         for item in upload.transactions:
             stopped = bool(results) and results[-1].status is Status.DEFERRED
             results.append(_deferred(item) if stopped else bound._answer(item))
+        prune_if_due(bound.context.using)
         return results
 
     def bind(self, user: Any, user_key: str, client_id: str) -> Self:

@@ -22,6 +22,7 @@ from rest_framework.permissions import BasePermission
 
 from ..exceptions import ConfigurationError, OperationRejected
 from ..protocol.crud import CrudOperation, Op
+from ..upload_models import Rejection
 from .conflicts import Conflict, changed_by_both, comparable
 from .context import OperationRequest, UploadContext, resolve
 from .ids import is_counted, is_made_by_device
@@ -177,7 +178,12 @@ class UploadTable:
         return conflict.mine
 
     def on_missing_row(self) -> str | None:
-        """A PATCH or DELETE found no row. By default it is applied, and changes nothing: deletion wins."""
+        """A PATCH or DELETE found no row. By default it is applied, and changes nothing: deletion wins.
+
+        But a change to a row whose creation was rejected is rejected as well: a retry of both must find it.
+        """
+        if self.operation.op is Op.PATCH and self._was_rejected():
+            raise OperationRejected("row_rejected", _("The creation of this row was rejected."))
         return MISSING_ROW
 
     # Operations.
@@ -273,6 +279,11 @@ class UploadTable:
                 raise PermissionDenied()
             return found
         return self._permitted(lookup) if self._lock(lookup) else None
+
+    def _was_rejected(self) -> bool:
+        made = {"op": Op.PUT.value, "type": self.operation.type, "row_id": self.operation.id.replace("\0", "")}
+        shown = Rejection._base_manager.using(self.using)
+        return shown.filter(user_key=self.context.user_key, **made).exists()
 
     def _lock(self, lookup: dict[str, Any]) -> bool:
         """Lock the row, if there is one. A query of its own: a queryset of permitted rows is often DISTINCT."""
