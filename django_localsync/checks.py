@@ -7,22 +7,27 @@ docs/reference/checks.md has a section for each id. Checks that ask the database
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 from django.apps import apps
+from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as CheckWarning
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.utils.module_loading import import_string
 
-from .conf import Settings, get_settings, read_rules
+from .auth import user_claims
+from .conf import Settings, get_settings, read_written_rules
+from .evaluation import Evaluator, compile_cached
+from .evaluation.estimate import estimate
+from .evaluation.findings import Finding, Tables, hopeless, repeated_names, unrestricted, without_id
 from .exceptions import ConfigurationError, RulesError
-from .sync_rules import CompiledRules, compile_rules
-from .sync_rules.plan import TableName, TablePattern
+from .sync_rules import CompiledRules
+from .sync_rules.plan import RequestParameters, TableName, TablePattern
 from .upload import UploadHandler
 
 TAG = "localsync"
@@ -34,9 +39,18 @@ _MODEL_TYPES = {
     "smallint": "int2",
     "integer": "int4",
     "bigint": "int8",
-    "double precision": "float8",
+    "serial": "int4",
+    "bigserial": "int8",
+    "smallserial": "int2",
+    "real": "float4",
+    "double": "float8",
     "boolean": "bool",
+    "char": "bpchar",
 }
+
+# A check must not take long: more rows are left to `localsync_explain --estimate`.
+MAX_ROWS_TO_COUNT = 20_000
+MAX_USERS_TO_COUNT = 1000
 
 
 @register(TAG)
@@ -67,9 +81,10 @@ def check_upload_handler(**_: Any) -> list[CheckMessage]:
     except ImportError as error:
         problem = f"cannot be imported: {error}"
     else:
-        if isinstance(handler, type) and issubclass(handler, UploadHandler):
+        is_class = isinstance(handler, type)
+        if issubclass(handler, UploadHandler) if is_class else callable(handler):
             return []
-        problem = "is not a subclass of django_localsync.upload.UploadHandler"
+        problem = "is neither a subclass of django_localsync.upload.UploadHandler nor a function"
     hint = "give the dotted path of a subclass of django_localsync.upload.UploadHandler"
     return [Error(f"LOCALSYNC's UPLOAD_HANDLER {path!r} {problem}", hint=hint, id="localsync.E006")]
 
@@ -84,9 +99,11 @@ def check_rules(**_: Any) -> list[CheckMessage]:
     except ConfigurationError as error:
         return [Error(str(error), hint="see docs/reference/sync-rules.md", id="localsync.E001")]
     found = [*_warnings(rules)]
-    for tables in _model_tables():
-        found += _hopeless_comparisons(rules, tables)
-    return found
+    found += [_warning(finding, "W007") for finding in unrestricted(rules)]
+    found += [_warning(finding, "W008") for finding in repeated_names(rules.plan)]
+    for table in _model_tables():
+        found += _hopeless_comparisons(rules, table)
+    return [*found, *_of_layout(rules, _layout(_model_tables()))]
 
 
 @register(TAG, Tags.database)
@@ -103,24 +120,21 @@ def check_rules_against_database(databases: Sequence[str] | None = None, **_: An
     if alias not in (databases or ()) or _migrations_wait(alias):
         return []
     tables = _database_tables(alias)
-    known = {table.name for table in _model_tables()}
-    unknown_to_models = [table for table in tables if table.name not in known]
+    of_models = _model_tables()
+    unknown_to_models = [table for table in tables if table.name not in {table.name for table in of_models}]
+    said = {message.msg for message in _of_layout(rules, _layout(of_models))}
     return [
         *_missing_tables(rules, tables),
         *_missing_columns(rules, tables),
         *(message for table in unknown_to_models for message in _hopeless_comparisons(rules, table)),
+        *(message for message in _of_layout(rules, _layout(tables)) if message.msg not in said),
+        *_beyond_limits(),
     ]
 
 
 def _compiled() -> CompiledRules:
-    rules = read_rules(get_settings())
-    return _compile_text(rules) if isinstance(rules, str) else compile_rules(rules)
-
-
-@lru_cache(maxsize=4)
-def _compile_text(rules: str) -> CompiledRules:
-    """Compile once for all checks of one run."""
-    return compile_rules(rules)
+    """The project's own rules, whose lines a developer knows."""
+    return compile_cached(read_written_rules(get_settings()))
 
 
 def _rules_error(error: RulesError) -> Error:
@@ -134,6 +148,10 @@ def _warnings(rules: CompiledRules) -> Iterator[CheckMessage]:
     for event in rules.events:
         hint = "write checkpoints are kept by the upload view; remove the section event_definitions"
         yield CheckWarning(f"the event {event!r} has no effect", hint=hint, id="localsync.W005")
+
+
+def _warning(finding: Finding, identifier: str) -> CheckMessage:
+    return CheckWarning(f"'{finding.definition}': {finding.message}", hint=finding.hint, id=f"localsync.{identifier}")
 
 
 def _where(definition: str | None, line: int | None, column: int | None) -> str:
@@ -174,9 +192,22 @@ def _model_tables() -> list[_Table]:
         if '"' in model._meta.db_table:
             continue
         types = {str(field.column): field.db_type(connection) or "" for field in model._meta.local_concrete_fields}
-        columns = {name: _MODEL_TYPES.get(kind.partition(" ")[0], kind) for name, kind in types.items()}
+        columns = {name: _type_name(kind) for name, kind in types.items()}
         found.append(_Table(TableName("public", model._meta.db_table), columns))
     return found
+
+
+def _type_name(kind: str) -> str:
+    """The catalogue's name of a type that a field gives: `varchar(50)` is varchar, `timestamp with time zone` …tz."""
+    if kind.endswith("[]"):
+        return kind
+    first = re.split(r"[ (]", kind, maxsplit=1)[0]
+    zoned = "tz" if kind.endswith("with time zone") else ""
+    return _MODEL_TYPES.get(first, first) + zoned
+
+
+def _layout(tables: Iterable[_Table]) -> Tables:
+    return {table.name: table.columns for table in tables if table.is_ordinary}
 
 
 _COLUMNS = """
@@ -245,4 +276,37 @@ def _hopeless_comparisons(rules: CompiledRules, table: _Table) -> Iterator[Check
             "and never equals it",
             hint=f"write CAST({named.column} AS TEXT); silence this check if your tokens have numbers as sub",
             id="localsync.E005",
+        )
+
+
+def _of_layout(rules: CompiledRules, tables: Tables) -> Iterator[CheckMessage]:
+    """What only shows when columns and their types are known."""
+    found = [(finding, "E007") for finding in without_id(rules.plan, tables)]
+    found += [(finding, "E008") for finding in hopeless(rules, tables)]
+    for finding, identifier in found:
+        yield Error(f"'{finding.definition}': {finding.message}", hint=finding.hint, id=f"localsync.{identifier}")
+
+
+def _beyond_limits() -> Iterator[CheckMessage]:
+    """Users whom the server would refuse, where these are counted in a moment."""
+    users = get_user_model()._default_manager
+    try:
+        evaluator = Evaluator.of_project()
+        looked_up = [table for index in evaluator.plan.indexes for table in evaluator.tables_of(index)]
+        if sum(table.estimated_rows for table in looked_up) > MAX_ROWS_TO_COUNT:
+            return
+        active = [user for user in users.order_by("pk")[: MAX_USERS_TO_COUNT + 1] if user.is_active]
+        if len(active) > MAX_USERS_TO_COUNT:
+            return
+        found = estimate(evaluator, lambda: [RequestParameters(user_claims(user)) for user in active], rows=False)
+    except (DatabaseError, ConfigurationError):
+        return  # it cannot be asked now; other checks tell why
+    if found.beyond_limit:
+        greatest = max(found.buckets_per_user, found.lookups_per_user, key=lambda spread: spread.max)
+        yield CheckWarning(
+            f"the server refuses {found.beyond_limit} of {len(active)} users: user {greatest.greatest} would have "
+            f"{found.buckets_per_user.max} buckets, {found.lookups_per_user.max} results of lookups at most; "
+            f"MAX_BUCKETS is {found.max_buckets}",
+            hint="let a bucket hold more rows, or raise MAX_BUCKETS; see manage.py localsync_explain --estimate",
+            id="localsync.W009",
         )

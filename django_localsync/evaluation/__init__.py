@@ -4,6 +4,6 @@
 through Django's own connection, so that it sees what the open transaction (of a test, for instance) has written.
 """
 
-from .evaluator import Evaluator, Resolved, compile_project_rules
+from .evaluator import Evaluator, Resolved, compile_cached, compile_project_rules
 
-__all__ = ["Evaluator", "Resolved", "compile_project_rules"]
+__all__ = ["Evaluator", "Resolved", "compile_cached", "compile_project_rules"]

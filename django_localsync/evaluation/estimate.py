@@ -51,16 +51,23 @@ class Estimate:
 
 
 def estimate(
-    evaluator: Evaluator, requests: Callable[[], Iterable[RequestParameters]], on_users: OnUsers | None = None
+    evaluator: Evaluator,
+    requests: Callable[[], Iterable[RequestParameters]],
+    on_users: OnUsers | None = None,
+    *,
+    rows: bool = True,
 ) -> Estimate:
-    """Count all buckets, and what each request would get. `requests` is called after the tables were read."""
+    """Count all buckets, and what each request would get. `requests` is called after the tables were read.
+
+    Without `rows` only the tables are read that are looked up.
+    """
     with closing(_Store()) as store:
-        _count_rows(evaluator, store)
+        _read_tables(evaluator, store, rows)
         beyond, users = 0, 0
         for users, request in enumerate(requests(), 1):
-            buckets, results, rows = store.resolve(evaluator, request)
+            buckets, results, held = store.resolve(evaluator, request)
             beyond += max(buckets, results) > evaluator.max_buckets
-            store.add_user(str(request.claims["sub"]), buckets, results, rows)
+            store.add_user(str(request.claims["sub"]), buckets, results, held)
             if on_users and users % 100 == 0:
                 on_users(users)
         if on_users:
@@ -77,10 +84,10 @@ def estimate(
         )
 
 
-def _count_rows(evaluator: Evaluator, store: _Store) -> None:
-    for number, _ in enumerate(evaluator.plan.buckets):
-        rows = ((row.parameters, len(row.data.encode())) for _, _, row in evaluator.bucket_rows(number))
-        store.add_rows(number, rows)
+def _read_tables(evaluator: Evaluator, store: _Store, rows: bool) -> None:
+    for number, _ in enumerate(evaluator.plan.buckets if rows else ()):
+        found = ((row.parameters, len(row.data.encode())) for _, _, row in evaluator.bucket_rows(number))
+        store.add_rows(number, found)
     for number, _ in enumerate(evaluator.plan.indexes):
         store.add_entries((number, entry.key, entry.outputs) for entry in evaluator.entries(number))
     store.index()

@@ -229,8 +229,12 @@ class Evaluator:
 
 
 def compile_project_rules() -> CompiledRules:
-    """The project's rules, compiled once for each text. Raises ConfigurationError, of which RulesError is one."""
-    rules = read_rules(get_settings())
+    """The rules that are served. Raises ConfigurationError, of which RulesError is one."""
+    return compile_cached(read_rules(get_settings()))
+
+
+def compile_cached(rules: str | Mapping[str, Any]) -> CompiledRules:
+    """Compile rules, the same ones only once. Raises RulesError."""
     return _compile_text(rules) if isinstance(rules, str) else compile_rules(rules)
 
 

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.core.checks import CheckMessage, run_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connection
 
 from django_localsync.checks import TAG
+from tests.testapp.models import TodoList
 
+MINE = "SELECT * FROM todos WHERE title = auth.user_id()"
 Checked = Callable[..., list[CheckMessage]]
 
 STREAM = """
@@ -61,13 +64,13 @@ def test_a_file_that_cannot_be_read_is_reported(checked, tmp_path):
 
 
 def test_an_unknown_setting_is_reported_with_the_nearest_known_one(checked):
-    messages = found(checked(RULE="x", RULES=rules("SELECT * FROM todos")))
+    messages = found(checked(RULE="x", RULES=rules("SELECT * FROM todos WHERE title = auth.user_id()")))
     assert messages == [("localsync.E002", "LOCALSYNC has no setting 'RULE' (did you mean RULES?)")]
 
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("shop.uploads.Gone", "cannot be imported"), ("django_localsync.upload.UploadTable", "is not a subclass")],
+    [("shop.uploads.Gone", "cannot be imported"), ("django_localsync.upload.UploadTable", "is neither a subclass")],
 )
 def test_a_wrong_upload_handler_is_named(checked, path, reason):
     messages = found(checked(RULES=rules("SELECT * FROM todos WHERE owner = auth.user_id()"), UPLOAD_HANDLER=path))
@@ -118,7 +121,7 @@ def test_a_cast_satisfies_the_check(checked):
 
 @pytest.mark.django_db
 def test_a_table_that_does_not_exist_is_reported_with_the_nearest_one(checked):
-    ((identifier, text),) = found(checked(database=True, RULES=rules("SELECT * FROM todoz")))
+    ((identifier, text),) = found(checked(database=True, RULES=rules("SELECT * FROM todoz WHERE a = auth.user_id()")))
     assert (identifier, text) == (
         "localsync.E003",
         "'mine': there is no table public.todoz (did you mean public.todos?)",
@@ -145,7 +148,7 @@ def test_tables_without_models_are_checked_in_the_database(checked):
     ((comparison, _),) = found(
         checked(database=True, RULES=rules("SELECT * FROM plain_notes WHERE owner = auth.user_id()"))
     )
-    ((view, text),) = found(checked(database=True, RULES=rules("SELECT * FROM note_view")))
+    ((view, text),) = found(checked(database=True, RULES=rules("SELECT * FROM note_view WHERE id = auth.user_id()")))
 
     assert (comparison, view) == ("localsync.E005", "localsync.E003")
     assert "view" in text
@@ -153,7 +156,7 @@ def test_tables_without_models_are_checked_in_the_database(checked):
 
 @pytest.mark.django_db
 def test_a_wildcard_that_matches_nothing_is_warned_of(checked):
-    ((identifier, _),) = found(checked(database=True, RULES=rules('SELECT * FROM "absent_%"')))
+    ((identifier, _),) = found(checked(database=True, RULES=rules('SELECT * FROM "absent_%" WHERE a = auth.user_id()')))
     assert identifier == "localsync.W006"
 
 
@@ -166,7 +169,7 @@ def test_the_check_command_fails_on_a_missing_column(settings):
 
 def test_what_is_allowed_and_has_no_effect_is_warned_of(checked):
     text = (
-        rules("SELECT id AS id, * FROM Todos")
+        rules("SELECT id AS id, * FROM Todos WHERE title = auth.user_id()")
         + "with:\n  unused: SELECT id FROM lists\n"
         + "event_definitions:\n  saved:\n    payloads: [SELECT id FROM checkpoints]\n"
     )
@@ -176,3 +179,151 @@ def test_what_is_allowed_and_has_no_effect_is_warned_of(checked):
         "localsync.W003",
         "localsync.W005",
     ]
+
+
+# What a plan gives away
+
+
+@pytest.mark.parametrize(
+    ("query", "granted"),
+    [
+        ("SELECT * FROM todos", "public.todos"),
+        ("SELECT * FROM todos WHERE 1 = 1", "public.todos"),
+        ("SELECT * FROM todos WHERE NOT done", None),
+        ("SELECT * FROM todos WHERE auth.parameter('admin') = 1", None),
+        ("SELECT * FROM todos WHERE auth.user_id() IN (SELECT CAST(id AS TEXT) FROM auth_user WHERE is_staff)", None),
+        ("SELECT * FROM todos WHERE title = auth.user_id()", None),
+    ],
+)
+def test_a_stream_that_gives_everything_to_everybody_is_warned_of(checked, query, granted):
+    messages = found(checked(RULES=rules(query)))
+    if granted is None:
+        assert messages == []
+    else:
+        ((identifier, text),) = messages
+        assert identifier == "localsync.W007"
+        assert f"'mine': everybody who has a token gets all rows of {granted}" in text
+
+
+def test_everything_for_everybody_may_be_accepted(checked):
+    assert checked(RULES=rules("SELECT * FROM todos") + "    accept_potentially_dangerous_queries: true\n") == []
+
+
+def test_a_bucket_definition_without_parameters_is_for_everybody(checked):
+    rules_of = {
+        "bucket_definitions": {"all": {"data": ["SELECT * FROM todos", "SELECT * FROM lists WHERE name = 'a'"]}}
+    }
+    ((identifier, text),) = found(checked(RULES=rules_of))
+    assert identifier == "localsync.W007"
+    assert "all rows of public.todos (" in text
+
+
+@pytest.mark.parametrize(
+    ("query", "example"),
+    [
+        ("SELECT * FROM tags WHERE code = auth.user_id()", "code AS id"),
+        ("SELECT title FROM todos WHERE title = auth.user_id()", None),
+        ("SELECT *, code AS id FROM tags WHERE code = auth.user_id()", ""),
+    ],
+)
+def test_rows_without_id_are_reported(checked, query, example):
+    messages = found(checked(RULES=rules(query)))
+    if example == "":
+        assert messages == []
+    else:
+        ((identifier, text),) = messages
+        assert identifier == "localsync.E007"
+        assert example is None or example in text
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (f"{MINE} AND '1' = 1", "'1' = 1: '1' is text, 1 is a number: never equal"),
+        (f"{MINE} AND priority = '3'", "of public.todos: priority is a number, '3' is text: never equal"),
+        (f"{MINE} AND price = 5", "price is text, 5 is a number: never equal (write CAST(price AS REAL)"),
+        (f"{MINE} AND price > 5", "always in the same order"),
+        (f"{MINE} AND done = 'true'", "done is a number, 'true' is text: never equal"),
+        (f"{MINE} AND title IN (1, 2)", "never equal"),
+        (f"{MINE} AND iif(done = 'x', 1, 0)", "never equal"),
+        (
+            "SELECT * FROM todos WHERE priority IN (SELECT name FROM lists WHERE name = auth.user_id())",
+            "priority of public.todos is a number, name of public.lists is text: never equal",
+        ),
+        (
+            "SELECT * FROM todos WHERE title IN (SELECT name FROM lists WHERE length(name) = auth.user_id())",
+            "length(name) of public.lists is a number, auth.user_id() is text: never equal",
+        ),
+        (f"{MINE} AND price = '5.00' AND due > '2024-01-01'", None),
+        (f"{MINE} AND title IN ('1', 2)", None),
+        (f"{MINE} AND done = true AND priority = 3.0", None),
+        ("SELECT * FROM todos WHERE priority = auth.parameter('priority')", None),
+        ("SELECT * FROM todos WHERE CAST(price AS REAL) > 5 AND title = auth.user_id()", None),
+        ("SELECT * FROM todos WHERE list_id IN (SELECT id FROM lists WHERE name = auth.user_id())", None),
+    ],
+)
+def test_a_comparison_that_is_never_true_is_reported(checked, query, message):
+    messages = found(checked(RULES=rules(query)))
+    if message is None:
+        assert messages == []
+    else:
+        ((identifier, text),) = messages
+        assert identifier == "localsync.E008"
+        assert message in text
+
+
+@pytest.mark.django_db
+def test_comparisons_of_tables_without_models_are_reported_once(checked):
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE plain (id bigint PRIMARY KEY, owner text, price numeric)")
+    both = "SELECT * FROM plain WHERE owner = auth.user_id() AND price = 1"
+    of_models = f"{MINE} AND price = 1"
+
+    assert [id_ for id_, _ in found(checked(database=True, RULES=rules(both)))] == ["localsync.E008"]
+    assert [id_ for id_, _ in found(checked(database=True, RULES=rules(of_models)))] == ["localsync.E008"]
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        (["SELECT id, title, note AS title FROM todos WHERE title = auth.user_id()"], "has two columns 'title'"),
+        (
+            [
+                "SELECT * FROM todos WHERE title = auth.user_id()",
+                "SELECT * FROM lists AS todos WHERE name = auth.user_id()",
+            ],
+            "public.todos and public.lists are one table 'todos' on the device",
+        ),
+        (["SELECT *, title AS id FROM todos WHERE title = auth.user_id()"], None),
+        ([MINE, "SELECT * FROM todos WHERE note = auth.user_id()"], None),
+    ],
+)
+def test_a_name_that_is_used_twice_is_warned_of(checked, queries, message):
+    stream = {"auto_subscribe": True, "queries": queries}
+    messages = found(checked(RULES={"config": {"edition": 3}, "streams": {"mine": stream}}))
+    if message is None:
+        assert messages == []
+    else:
+        assert [(id_, message in text) for id_, text in messages] == [("localsync.W008", True)]
+
+
+def test_definitions_of_one_name_are_an_error(checked):
+    stream = "    query: SELECT * FROM todos WHERE title = auth.user_id()\n"
+    ((identifier, text),) = found(checked(RULES=f"config: {{edition: 3}}\nstreams:\n  a:\n{stream}  a:\n{stream}"))
+    assert identifier == "localsync.E001"
+    assert "'a'" in text
+
+
+@pytest.mark.django_db
+def test_users_whom_the_server_would_refuse_are_warned_of(checked):
+    user = User.objects.create_user("alice")
+    for number in range(3):
+        TodoList.objects.create(name=str(number)).members.add(user)
+    members = "SELECT todolist_id FROM lists_members WHERE CAST(user_id AS TEXT) = auth.user_id()"
+    text = rules(f"SELECT * FROM lists WHERE id IN ({members})")
+
+    assert checked(database=True, RULES=text, MAX_BUCKETS=3) == []
+    ((identifier, message),) = found(checked(database=True, RULES=text, MAX_BUCKETS=2))
+
+    assert identifier == "localsync.W009"
+    assert f"refuses 1 of 1 users: user {user.pk} would have 3 buckets" in message
