@@ -50,7 +50,7 @@ def capture(url: str, preparation: Sequence[str], replicated: Sequence[str], pub
         walsender.execute(f"CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput (SNAPSHOT 'nothing')")
         for statement in [*replicated, f"SELECT pg_logical_emit_message(true, '{END}', '')"]:
             session.execute(statement)
-        return _read_frames(walsender, slot, publications)
+        return read_frames(walsender, slot, publications)
 
 
 def connect(url: str, **parameters: Any) -> psycopg.Connection:
@@ -77,7 +77,8 @@ def _statements(script: str) -> list[str]:
     return [part.strip() for part in without_comments.split(";\n") if part.strip()]
 
 
-def _read_frames(walsender: psycopg.Connection, slot: str, publications: str) -> list[bytes]:
+def read_frames(walsender: psycopg.Connection, slot: str, publications: str) -> list[bytes]:
+    """What a slot sends from where it began to the transaction that ends the capture."""
     pgconn = walsender.pgconn
     options = f"proto_version '1', publication_names '{publications}', messages 'true'"
     started = pgconn.exec_(f"START_REPLICATION SLOT {slot} LOGICAL 0/0 ({options})".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import psycopg
@@ -20,8 +21,17 @@ TEXT_FORMAT = {
     "lc_monetary": "C",
     "client_encoding": "UTF8",
     "search_path": "",
+    "quote_all_identifiers": "off",
     "row_security": "off",  # rows that a policy hides are an error, not left out
 }
+
+# A first copy and a stream last as long as they last.
+NO_TIMEOUTS = dict.fromkeys(
+    ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"), "0"
+)
+
+# libpq makes settings of these variables, and they win over `options`.
+FORMAT_VARIABLES = {"PGDATESTYLE": "DateStyle", "PGTZ": "TimeZone"}
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -32,13 +42,21 @@ def connection_parameters(alias: str) -> dict[str, Any]:
     Replication, LISTEN and session locks do not pass a pooler: for the source, the setting `replication_url` says
     where the server itself is.
     """
-    settings = get_settings()
-    if settings.replication_url and alias == settings.source:
-        return dict(conninfo_to_dict(settings.replication_url))
+    url = _direct_url(alias)
+    if url is not None:
+        return dict(conninfo_to_dict(url))
     parameters = dict(connections[alias].get_connection_params())
     for django_only in ("cursor_factory", "context", "prepare_threshold"):
         parameters.pop(django_only, None)
     return parameters
+
+
+def _direct_url(alias: str) -> str | None:
+    settings = get_settings()
+    url = settings.replication_url
+    if isinstance(url, str):
+        return url if alias == settings.source else None
+    return url.get(alias) if url else None
 
 
 def connect(alias: str, **overrides: Any) -> Connection:
@@ -48,10 +66,14 @@ def connect(alias: str, **overrides: Any) -> Connection:
 
 
 def connect_for_rows(alias: str, **overrides: Any) -> Connection:
-    """Open a direct connection whose text output is fixed, whatever the settings of role and database.
+    """Open a direct connection whose text output is fixed, whatever the settings of role, database and environment.
 
-    Its search_path is empty, so names must be qualified.
+    Its search_path is empty, so names must be qualified; no timeout ends its statements.
     """
-    fixed = " ".join(f"-c {name}={value}" for name, value in TEXT_FORMAT.items())
+    fixed = " ".join(f"-c {name}={value}" for name, value in (TEXT_FORMAT | NO_TIMEOUTS).items())
     options = " ".join(filter(None, [connection_parameters(alias).get("options"), fixed]))
-    return connect(alias, **overrides, options=options)
+    connection = connect(alias, **overrides, options=options, client_encoding=TEXT_FORMAT["client_encoding"])
+    if os.environ.keys() & FORMAT_VARIABLES.keys():
+        for setting in FORMAT_VARIABLES.values():
+            connection.execute(f"SET {setting} TO {TEXT_FORMAT[setting]}")
+    return connection
