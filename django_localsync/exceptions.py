@@ -11,7 +11,8 @@
     ├── OperationDeferred       an uploaded operation cannot be applied now; the device's queue waits
     ├── EvaluationError         one row cannot be evaluated; the row is left out and reported
     └── ReplicationError        the replicator cannot go on as it is
-        └── SlotLost            the slot cannot serve the position we need
+        ├── SlotLost            the slot cannot serve the position we need
+        └── LeadershipLost      another replicator writes this storage now
 
 A class per decision that a caller can take. `code` is stable (and sent on the wire where there is one).
 """
@@ -160,3 +161,9 @@ class SlotLost(ReplicationError):
             f"slot {slot!r} cannot be continued ({reason}); a new copy begins; "
             "if this recurs, raise max_slot_wal_keep_size"
         )
+
+
+class LeadershipLost(ReplicationError):
+    """Another replicator writes this storage now; this one stands by."""
+
+    code = "leadership_lost"

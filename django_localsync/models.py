@@ -22,6 +22,10 @@ class Checkpoint(models.Model):
     id = models.SmallIntegerField(primary_key=True, default=1)
     op_id = models.BigIntegerField(default=0, help_text="Readers never look above this (I2).")
     written_op_id = models.BigIntegerField(default=0, help_text="Highest op id given out.")
+    withheld = models.BooleanField(
+        default=False, help_text="What is written is not shown: a served table is being read again."
+    )
+    leader = models.BigIntegerField(default=0, help_text="Number of the replicator that may write.")
     incarnation = models.CharField(
         max_length=32, help_text="Begins every bucket's name; made anew when op ids may have been set back."
     )
@@ -45,13 +49,16 @@ class RuleSet(models.Model):
     class State(models.TextChoices):
         """Where a rule set stands; at most one is processing and one active."""
 
-        PROCESSING = "processing", "being copied"
+        PROCESSING = "processing", "being filled"
         ACTIVE = "active", "served"
         RETIRED = "retired", "being deleted"
 
     identity = models.CharField(max_length=64, help_text="Hash of the compiled plan.")
     rules = models.TextField(help_text="The rules as canonical JSON.")
     state = models.CharField(max_length=16, choices=State.choices)
+    starts_over = models.BooleanField(
+        default=False, help_text="The active set stands still and none of its definitions is kept."
+    )
     created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
@@ -66,22 +73,31 @@ class RuleSet(models.Model):
 
 
 class Source(models.Model):
-    """A replicated database, as one rule set reads it: its slot and how far storage has followed."""
+    """A replicated database: its slot, how far storage has followed it, and how it fares."""
 
-    rule_set = models.ForeignKey(RuleSet, models.CASCADE, db_constraint=False, related_name="sources")
-    alias = models.CharField(max_length=64, help_text="Django's alias of the database.")
+    alias = models.CharField(max_length=64, unique=True, help_text="Django's alias of the database.")
     slot = models.CharField(max_length=63)
-    lsn = models.BigIntegerField(default=0, help_text="End of the last commit that storage holds (I3).")
+    lsn = models.BigIntegerField(default=0, help_text="End of the last commit that readers see (I3, I7).")
+    written_lsn = models.BigIntegerField(default=0, help_text="End of the last commit that storage holds (I3).")
     system_identifier = models.CharField(max_length=32)
     timeline = models.IntegerField()
+    prepared_for = models.BigIntegerField(
+        default=0, help_text="The rule set whose tables were looked up in this source's catalogue."
+    )
+    committed_at = models.DateTimeField(null=True, help_text="When the last commit that storage holds was made.")
+    seen_at = models.DateTimeField(null=True, help_text="When the replicator last heard from this source.")
+    error = models.TextField(default="", help_text="What keeps the replicator from following, with the way out.")
+    error_at = models.DateTimeField(null=True)
 
     class Meta:
         db_table = "localsync_source"
-        constraints = [models.UniqueConstraint(fields=["rule_set", "alias"], name="localsync_source_alias")]
 
 
 class Definition(models.Model):
-    """A bucket source or lookup source of a plan, known by the hash of what it computes."""
+    """A bucket source or lookup source of a plan, known by the hash of what it computes.
+
+    It outlives the rule set that brought it, for as long as later ones name the same identity.
+    """
 
     class Kind(models.TextChoices):
         """What a definition fills."""
@@ -89,20 +105,31 @@ class Definition(models.Model):
         BUCKET = "bucket", "buckets"
         LOOKUP = "lookup", "parameter index"
 
-    rule_set = models.ForeignKey(RuleSet, models.CASCADE, db_constraint=False, related_name="definitions")
+    class State(models.TextChoices):
+        """Whether readers may see it. A retired one is deleted piece by piece."""
+
+        FILLING = "filling", "being filled"
+        SERVED = "served", "served"
+        RETIRED = "retired", "being deleted"
+
     kind = models.CharField(max_length=8, choices=Kind.choices)
     name = models.TextField()
     identity = models.CharField(max_length=64)
+    state = models.CharField(max_length=8, choices=State.choices, default=State.FILLING)
 
     class Meta:
         db_table = "localsync_definition"
         constraints = [
-            models.UniqueConstraint(fields=["rule_set", "kind", "identity"], name="localsync_definition_identity")
+            models.UniqueConstraint(
+                fields=["kind", "identity", "state"],
+                condition=models.Q(state__in=["filling", "served"]),
+                name="localsync_definition_identity",
+            )
         ]
 
 
 class SourceTable(models.Model):
-    """A table of a source, as its rows were read. A changed layout or identity is a new row."""
+    """A table of a source, as its rows were read. A changed identity is a new row."""
 
     source = models.ForeignKey(Source, models.CASCADE, db_constraint=False, related_name="tables")
     relation_oid = models.BigIntegerField()
@@ -110,23 +137,65 @@ class SourceTable(models.Model):
     name = models.CharField(max_length=63)
     identity = models.CharField(max_length=8, choices=[("key", "key"), ("row", "whole row"), ("none", "none")])
     key_columns = models.JSONField(help_text="Names of the identity's columns, where it is a key.")
+    columns = models.JSONField(default=list, help_text="Name and type of each column that rules use, as last read.")
+    followed = models.BooleanField(default=False, help_text="Whether changes in the stream are applied.")
+    retired = models.BooleanField(default=False, help_text="What is remembered of its rows is being deleted.")
+    problem = models.TextField(default="", help_text="What cannot be followed, with the way out.")
 
     class Meta:
         db_table = "localsync_source_table"
 
 
-class Bucket(models.Model):
-    """A bucket with its running totals, which belong to the newest checkpoint."""
+class Backfill(models.Model):
+    """Rows of a table that are still to be read for some definitions. Gone when it is complete."""
 
+    class Phase(models.TextChoices):
+        """How far it is."""
+
+        WAITING = "waiting", "waiting for transactions that began before it"
+        SCANNING = "scanning", "reading the table"
+        REREADING = "rereading", "reading again what the stream left out"
+
+    table = models.ForeignKey(SourceTable, models.CASCADE, db_constraint=False, related_name="backfills")
+    definitions = models.JSONField(help_text="Ids of the definitions to fill.")
+    refreshes = models.BooleanField(default=False, help_text="Rows that are stored already are written again.")
+    withholds = models.BooleanField(default=False, help_text="Nothing is shown until it is complete (I2).")
+    counts = models.BooleanField(default=False, help_text="A table without a key is read whole, its rows counted.")
+    phase = models.CharField(max_length=10, choices=Phase.choices, default=Phase.WAITING)
+    file_node = models.BigIntegerField(null=True, help_text="The table's file, which a rewrite replaces.")
+    block = models.BigIntegerField(default=0, help_text="The next block to read.")
+    blocks = models.BigIntegerField(default=0, help_text="Where the table ended when its reading began.")
+    rows = models.BigIntegerField(default=0, help_text="Rows read so far.")
+    estimated_rows = models.BigIntegerField(default=0)
+    began_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        db_table = "localsync_backfill"
+
+
+class Bucket(models.Model):
+    """A bucket with its running totals, which belong to the newest checkpoint.
+
+    Its id begins with its definition's: `definition << 32 | number`, so that a definition's buckets and operations are
+    one range. What was written and is withheld waits in the `pending` columns.
+    """
+
+    id = models.BigIntegerField(primary_key=True)
     definition = models.ForeignKey(Definition, models.CASCADE, db_constraint=False, db_index=False)
     parameters = models.TextField(help_text="JSON array.")
     operations = models.BigIntegerField(default=0)
     checksum = models.BigIntegerField(default=0, help_text="Sum of all operations' checksums, modulo 2**32.")
     last_op_id = models.BigIntegerField(default=0)
+    pending_operations = models.BigIntegerField(default=0)
+    pending_checksum = models.BigIntegerField(default=0)
+    pending_last_op_id = models.BigIntegerField(default=0)
 
     class Meta:
         db_table = "localsync_bucket"
         constraints = [models.UniqueConstraint(fields=["definition", "parameters"], name="localsync_bucket_name")]
+        indexes = [
+            models.Index(fields=["id"], condition=models.Q(pending_operations__gt=0), name="localsync_bucket_pending")
+        ]
 
 
 class BucketOperation(models.Model):
@@ -154,10 +223,14 @@ class ParameterLookup(models.Model):
     table = models.ForeignKey(SourceTable, models.DO_NOTHING, db_constraint=False, db_index=False)
     row_key = models.TextField()
     outputs = models.TextField(help_text="JSON array.")
+    pending = models.SmallIntegerField(default=0, choices=[(0, "no"), (1, "to be shown"), (2, "to be taken back")])
 
     class Meta:
         db_table = "localsync_parameter_lookup"
-        indexes = [models.Index(fields=["definition", "key", "table", "row_key"], name="localsync_lookup_key")]
+        indexes = [
+            models.Index(fields=["definition", "key", "table", "row_key"], name="localsync_lookup_key"),
+            models.Index(fields=["id"], condition=models.Q(pending__gt=0), name="localsync_lookup_pending"),
+        ]
 
 
 class CurrentRow(models.Model):

@@ -61,10 +61,13 @@ class RunningReplicator:
 
 
 def stored_lsn(session: psycopg.Connection[Any]) -> int | None:
-    """The position of the active rule set's source."""
+    """The position of all sources; None while something is still being read."""
     row = session.execute(
-        "SELECT lsn FROM localsync_source AS source JOIN localsync_rule_set AS rule_set"
-        " ON rule_set.id = source.rule_set_id WHERE rule_set.state = 'active'"
+        "SELECT min(lsn) FROM localsync_source"
+        " WHERE EXISTS (SELECT FROM localsync_rule_set WHERE state = 'active')"
+        " AND NOT EXISTS (SELECT FROM localsync_rule_set WHERE state = 'processing')"
+        " AND NOT EXISTS (SELECT FROM localsync_backfill)"
+        " AND NOT (SELECT withheld FROM localsync_checkpoint)"
     ).fetchone()
     return row and row[0]
 
@@ -97,8 +100,7 @@ def stored_buckets() -> dict[str, Rows]:
                    bucket.last_op_id
               FROM localsync_bucket AS bucket
               JOIN localsync_definition AS definition ON definition.id = bucket.definition_id
-              JOIN localsync_rule_set AS rule_set ON rule_set.id = definition.rule_set_id
-             WHERE rule_set.state = 'active'
+             WHERE definition.state = 'served'
         """)
         buckets = cursor.fetchall()
         return {name: _reduce(cursor, bucket, totals, checkpoint) for bucket, name, *totals in buckets}

@@ -27,8 +27,10 @@ Draft = tuple[int, int, int, str, str, str, str | None]
 class RowState(NamedTuple):
     """What storage remembers of a source row.
 
-    `large` holds texts of columns whose value a later UPDATE may leave out (TOAST), by column name; `copies` counts
-    identical rows of a table without a key (elsewhere always 1).
+    `large` holds texts of columns whose value a later UPDATE may leave out (TOAST), by column name. `copies` counts
+    identical rows of a table without a key; while such a table is being read it may be negative, since rows that are
+    still to be read may have been deleted already. Elsewhere it is 1, or INCOMPLETE: a large value that the rules need
+    is not known, and the row must be read again.
     """
 
     places: tuple[Place, ...] = ()
@@ -38,6 +40,7 @@ class RowState(NamedTuple):
 
 
 NOWHERE = RowState()
+INCOMPLETE = 0
 
 _PUT, _REMOVE = OpKind.PUT.value, OpKind.REMOVE.value  # reading an enum's value costs more than making a draft
 

@@ -1,106 +1,147 @@
-"""From a table's columns and the plan to the functions that replicate its rows."""
+"""From a table's columns and the rules to the functions that replicate its rows."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 
-from ..exceptions import ReplicationError
-from ..pgoutput.messages import Relation
+from ..pgoutput.messages import Relation, ReplicaIdentity
 from ..storage.connections import Connection
-from ..storage.generations import StoredTable
-from ..sync_rules.plan import Column, Plan
-from .changes import ReplicatedTable
-from .tables import CatalogColumn, CatalogTable, key_function, read_tables
+from ..storage.rule_sets import Feed
+from ..storage.sources import StoredTable
+from ..sync_rules.plan import Column, TableName
+from .changes import Evaluation, ReplicatedTable
+from .tables import CatalogColumn, CatalogTable, key_function, read_table, read_tables
 from .types import read_types
 
 logger = logging.getLogger(__name__)
 
-
-class CopyNeeded(ReplicationError):
-    """What is stored cannot be continued; a new copy, beside the one that is served, heals it."""
-
-    code = "copy_needed"
+Identity = tuple[str, tuple[str, ...]]
+"""What identifies a table's rows: "key" and its columns, "row" or "none"."""
 
 
 class LayoutBuilder:
-    """Makes ReplicatedTables; asks the catalogue over its own connection."""
+    """Makes ReplicatedTables for the definitions that are fed; asks the catalogue over its own connection."""
 
-    def __init__(self, reader: Connection, plan: Plan) -> None:
-        self._reader, self._plan = reader, plan
+    def __init__(self, reader: Connection, feeds: Sequence[Feed]) -> None:
+        self._reader, self.feeds = reader, feeds
         self._errors: Counter[str] = Counter()
 
-    def catalog(self) -> list[CatalogTable]:
-        """The tables that the rules use, as they are now."""
-        return read_tables(self._reader, self._plan.uses)
+    def uses(self, table: TableName) -> bool:
+        """Whether anything that is fed reads this table."""
+        return any(self._identities(feed, table) for feed in self.feeds)
 
-    def from_catalog(self, stored: StoredTable, table: CatalogTable) -> ReplicatedTable:
-        """The table in the layout the catalogue shows."""
-        return self._build(stored, table.columns, table.toast_target)
+    def definitions_of(self, table: TableName) -> frozenset[int]:
+        """Definitions that read this table."""
+        found: set[int] = set()
+        for feed in self.feeds:
+            identities = self._identities(feed, table)
+            found.update(definition for identity, definition in feed.definitions() if identity in identities)
+        return frozenset(found)
+
+    def catalog(self) -> list[CatalogTable]:
+        """The tables that are used, as they are now."""
+        return read_tables(self._reader, self.uses)
+
+    def read_table(self, oid: int) -> CatalogTable | None:
+        """A table as the catalogue has it now, or None where it is gone."""
+        return read_table(self._reader, oid)
+
+    def used_columns(self, table: CatalogTable) -> tuple[tuple[str, str], ...]:
+        """Name and type of the columns that are read, sorted by name."""
+        used = self._used(table.name, self._typed(table.columns))
+        return tuple(sorted((column.name, column.type_name) for n, column in enumerate(table.columns) if n in used))
+
+    def from_catalog(
+        self, stored: StoredTable, table: CatalogTable, definitions: Collection[int] | None = None
+    ) -> ReplicatedTable:
+        """The table in the layout the catalogue shows; with `definitions`, evaluated for these alone."""
+        feeds = self.feeds if definitions is None else [feed.restricted_to(definitions) for feed in self.feeds]
+        return self._build(stored, table.columns, table.toast_target, feeds)
 
     def from_relation(self, stored: StoredTable, relation: Relation) -> ReplicatedTable:
-        """The table in the layout of a Relation message. Raises CopyNeeded where its rows' identity changed."""
-        now = {table.oid: table for table in self.catalog()}.get(relation.oid)
-        problem = identity_problem(stored, now)
-        if problem:
-            raise CopyNeeded(problem)
-        assert now is not None, "identity_problem names a table that is gone"
-        toastable = {column.name: column.toastable for column in now.columns}
+        """The table in the layout that a Relation message announces: the one at that place in the stream."""
+        now = read_table(self._reader, relation.oid)
+        toastable = {column.name: column.toastable for column in now.columns} if now else {}
         columns = [
             CatalogColumn(column.name, column.type_oid, toastable.get(column.name, True)) for column in relation.columns
         ]
-        return self._build(stored, columns, now.toast_target)
+        return self._build(stored, columns, now.toast_target if now else 0, self.feeds)
 
-    def _build(self, stored: StoredTable, columns: Iterable[CatalogColumn], toast_target: int) -> ReplicatedTable:
+    def _build(
+        self, stored: StoredTable, columns: Iterable[CatalogColumn], toast_target: int, feeds: Iterable[Feed]
+    ) -> ReplicatedTable:
         columns = tuple(columns)
-        types = read_types(self._reader, [column.type_oid for column in columns])
-        typed = [Column(column.name, types[column.type_oid]) for column in columns]
+        typed = self._typed(columns)
         names = [column.name for column in columns]
-        missing = set(stored.key_columns) - set(names)
-        if missing:
-            raise CopyNeeded(f"{stored.name}: identity column {missing.pop()!r} is gone")
-        used = self._plan.used_columns(stored.name, typed)
+        toastable = [(position, column.name) for position, column in enumerate(columns) if column.toastable]
+        evaluations = [
+            self._evaluation(feed, stored.name, typed, toastable)
+            for feed in feeds
+            if self._identities(feed, stored.name)
+        ]
+        remembered = {item for evaluation in evaluations for item in evaluation.toastable}
         return ReplicatedTable(
             id=stored.id,
             name=stored.name,
             identity=stored.identity,
             key_of=key_function([names.index(name) for name in stored.key_columns]),
-            toastable=tuple(
-                (position, column.name)
-                for position, column in enumerate(columns)
-                if column.toastable and position in used
-            ),
+            evaluations=tuple(evaluations),
+            toastable=tuple(item for item in toastable if item in remembered),
             toast_target=toast_target,
-            evaluate=self._plan.row_evaluator(stored.name, typed, self._report(stored)),
         )
 
-    def _report(self, stored: StoredTable):  # type: ignore[no-untyped-def]
+    def _evaluation(
+        self, feed: Feed, table: TableName, columns: Sequence[Column], toastable: Iterable[tuple[int, str]]
+    ) -> Evaluation:
+        used = feed.plan.used_columns(table, columns, only=feed.only)
+        return Evaluation(
+            evaluate=feed.plan.row_evaluator(table, columns, self._report(table), only=feed.only),
+            bucket_definitions=feed.bucket_definitions,
+            lookup_definitions=feed.lookup_definitions,
+            definitions=feed.definition_ids(),
+            toastable=tuple(item for item in toastable if item[0] in used),
+        )
+
+    def _identities(self, feed: Feed, table: TableName) -> frozenset[str]:
+        identities = feed.plan.sources_of(table)
+        return identities if feed.only is None else identities & feed.only
+
+    def _used(self, table: TableName, columns: Sequence[Column]) -> frozenset[int]:
+        return frozenset().union(*(feed.plan.used_columns(table, columns, only=feed.only) for feed in self.feeds))
+
+    def _typed(self, columns: Sequence[CatalogColumn]) -> list[Column]:
+        types = read_types(self._reader, [column.type_oid for column in columns])
+        return [Column(column.name, types[column.type_oid]) for column in columns]
+
+    def _report(self, table: TableName):  # type: ignore[no-untyped-def]
         def on_error(definition: str, message: str) -> None:
             self._errors[definition] += 1
             count = self._errors[definition]
             if count & (count - 1) == 0:  # the first, second, fourth, …: a bad column must not fill the log
-                logger.warning("%s left out a row of %s: %s (%d so far)", definition, stored.name, message, count)
+                logger.warning("%s left out a row of %s: %s (%d so far)", definition, table, message, count)
 
         return on_error
 
 
-def identity_problem(stored: StoredTable, now: CatalogTable | None) -> str | None:
-    """Why rows stored under a table's former identity cannot be followed, or None."""
-    if now is None or now.name != stored.name:
-        return f"{stored.name} was dropped or renamed"
-    if (now.identity, now.key_columns) != (stored.identity, stored.key_columns):
-        return f"the replica identity of {stored.name} changed"
-    return None
+def identity_at(relation: Relation, stored: StoredTable, now: CatalogTable | None) -> Identity:
+    """What identifies rows at this place in the stream.
 
-
-def tables_problem(stored: Iterable[StoredTable], catalog: Iterable[CatalogTable]) -> str | None:
-    """Why the stored tables cannot be continued with what the catalogue shows, or None."""
-    now: Mapping[int, CatalogTable] = {table.oid: table for table in catalog}
-    known = {table.relation_oid for table in stored}
-    for table in stored:
-        problem = identity_problem(table, now.get(table.relation_oid))
-        if problem:
-            return problem
-    new = [table for oid, table in now.items() if oid not in known]
-    return f"{new[0].name} is new" if new else None
+    Under FULL every column is flagged, so the stored key, or else the one that the catalogue has now, is taken while
+    its columns exist.
+    """
+    match relation.replica_identity:
+        case ReplicaIdentity.DEFAULT | ReplicaIdentity.INDEX:
+            key = tuple(column.name for column in relation.columns if column.is_key)
+            if set(key) == set(stored.key_columns):
+                return stored.identity, stored.key_columns  # the message has them in the table's order
+            return ("key", key) if key else ("none", ())
+        case ReplicaIdentity.FULL:
+            names = {column.name for column in relation.columns}
+            for known in (stored, now):
+                if known is not None and known.identity == "key" and names.issuperset(known.key_columns):
+                    return "key", known.key_columns
+            return "row", ()
+        case _:
+            return "none", ()

@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import assert_never
 
@@ -32,11 +33,12 @@ from ..pgoutput.messages import (
     Update,
     decode_message,
 )
-from ..storage.generations import Generation
+from ..pgoutput.snapshots import Delivered
 from ..storage.writer import StorageWriter
 from .changes import Change, ChangeApplier, ReplicatedTable
 from .connection import ReplicationConnection
-from .layout import LayoutBuilder
+from .filling import Filling
+from .followed_tables import FollowedTables
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,12 @@ BATCH_ROWS = 5000
 # before it asks to be woken. Each status update makes it look again, and this is how late such a commit may be.
 STATUS_INTERVAL_S = 0.25
 
+# Where nothing is committed that we follow, the position moves on by keepalives. Only what storage holds may be
+# confirmed, and storing it writes WAL itself, so not more often than this.
+IDLE_POSITION_INTERVAL_S = 10.0
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+
 
 class Stream:
     """One streaming connection, from START_REPLICATION until it breaks or is told to stop."""
@@ -54,33 +62,46 @@ class Stream:
         self,
         connection: ReplicationConnection,
         writer: StorageWriter,
-        generation: Generation,
-        layouts: LayoutBuilder,
+        source: int,
+        lsn: int,
+        tables: FollowedTables,
+        filling: Filling,
         *,
         when_idle: Callable[[], bool] = lambda: False,
+        when_committed: Callable[[], None] = lambda: None,
     ) -> None:
         """`when_idle` does a piece of work that can wait, and answers whether there is more of it."""
-        self._connection, self._writer, self._layouts, self._when_idle = connection, writer, layouts, when_idle
-        self._source = generation.source.id
-        self._lsn = generation.source.lsn  # end of the last commit that storage holds
+        self._connection, self._writer, self._tables, self._filling = connection, writer, tables, filling
+        self._when_idle, self._when_committed = when_idle, when_committed
+        self._source = source
+        self._lsn = lsn  # end of the last commit that storage holds
+        self._idle_lsn, self._idle_since = lsn, monotonic()
         self._confirmed_at = monotonic()
-        self._applier = ChangeApplier(writer, generation)
-        self._stored = {table.relation_oid: table for table in generation.tables}
-        self._tables: dict[int, ReplicatedTable | None] = {}
+        self._applier: ChangeApplier = filling.applier
         self._changes: list[Change] = []
         self._write_checkpoints: set[int] = set()
         self._end_lsn: int | None = None  # end of the last whole transaction that is not published yet
+        self._committed_at: datetime | None = None
         self._in_transaction = self._skipping = False
+        self._delivered: Delivered | None = None  # what the transaction at hand does to tables that are being read
+        self._marks: list[bytes] = []
         self._storage_transaction = ExitStack()
 
-    def run(self, should_stop: Callable[[], bool], wake_fd: int) -> None:
-        """Follow the stream. Returns when told to stop; raises psycopg.Error, CopyNeeded or UnknownBaseRow.
+    @property
+    def position(self) -> int:
+        """End of the last commit that storage holds."""
+        return self._lsn
 
-        Whatever was not published then leaves nothing behind and is sent again by Postgres.
+    def run(self, check: Callable[[], None], wake_fd: int) -> None:
+        """Follow the stream until `check`, which is asked several times a second, raises.
+
+        Raises psycopg.Error, IdentityChanged, NeedsReading or Resume, too. Whatever was not published then leaves
+        nothing behind and is sent again by Postgres.
         """
         try:
             work_is_waiting = True
-            while not should_stop():
+            while True:
+                check()
                 payloads = self._connection.read(0 if work_is_waiting else STATUS_INTERVAL_S, wake_fd)
                 for payload in payloads:
                     self._receive(payload)
@@ -99,8 +120,7 @@ class Stream:
                 self._handle(decode_message(frame.payload))
             case PrimaryKeepalive():
                 if self._is_idle():
-                    # Everything before it was delivered, and nothing of it is waiting.
-                    self._lsn = max(self._lsn, frame.wal_end.value)
+                    self._note_idle_position(frame.wal_end.value)
                 if frame.reply_requested:
                     self._confirm()
             case _:
@@ -114,37 +134,52 @@ class Stream:
             case Begin():
                 # Only commit LSNs are ordered; a transaction whose commit lies before our position is stored (I3).
                 self._in_transaction, self._skipping = True, message.final_lsn.value < self._lsn
+                self._delivered = Delivered(message.xid) if self._filling.is_reading() else None
             case Commit():
                 self._in_transaction = False
                 if not self._skipping:
-                    self._end_lsn = message.end_lsn.value
-                    if self._writer.in_transaction:  # the batch was full within this transaction
-                        self._publish()
+                    self._commit(message)
             case Relation():
-                stored = self._stored.get(message.oid)
-                self._tables[message.oid] = self._layouts.from_relation(stored, message) if stored else None
+                self._tables.note_relation(message)
             case Truncate():
                 if not self._skipping:
                     self._truncate(message)
             case LogicalMessage():
                 if message.prefix == MESSAGE_PREFIX and message.transactional and not self._skipping:
-                    self._reach_write_checkpoint(message.content)
+                    self._receive_message(message.content)
             case Origin() | Type():
                 pass
             case _:
                 assert_never(message)
 
+    def _commit(self, message: Commit) -> None:
+        self._end_lsn = message.end_lsn.value
+        self._committed_at = _EPOCH + timedelta(microseconds=message.commit_time)
+        if self._delivered is not None:
+            self._filling.deliver(self._delivered)
+        self._when_committed()
+        if self._marks:
+            self._pass_marks()
+        elif self._writer.in_transaction:  # the batch was full within this transaction
+            self._publish()
+
     def _row_changed(self, message: Insert | Update | Delete) -> None:
-        table = self._tables[message.relation]
+        table = self._tables.layout(message.relation)
         if table is None:
             return
-        match message:
-            case Insert():
-                change = Change(table, None, table.key_of(message.new), message.new)
-            case Update():
-                change = _update(table, message)
-            case Delete():
-                change = Change(table, table.key_of(message.old), None, None)
+        is_followed = self._tables.is_followed(message.relation)
+        try:
+            change = _change(table, message)
+        except TypeError:  # the stream is still at a moment when the table had another identity
+            if is_followed:
+                raise
+            if self._delivered is not None:
+                self._delivered.touch_unknown(table.id)
+            return
+        if self._delivered is not None:
+            self._filling.note_change(self._delivered, change)
+        if not is_followed:
+            return
         self._changes.append(change)
         if len(self._changes) >= BATCH_ROWS and self._in_transaction:
             self._write()
@@ -152,25 +187,51 @@ class Stream:
     def _truncate(self, message: Truncate) -> None:
         self._write()
         for oid in message.relations:
-            table = self._tables.get(oid)
-            if table is not None:
-                self._begin_storage_transaction()
-                self._applier.truncate(table)
+            table = self._tables.layout(oid)
+            if table is None:
+                continue
+            if self._delivered is not None:
+                self._filling.note_truncate(self._delivered, table.id)
+            if self._tables.is_followed(oid):
+                self._applier.truncate(table.id, table.identity, table.definitions)
 
-    def _reach_write_checkpoint(self, content: bytes) -> None:
+    def _receive_message(self, content: bytes) -> None:
         if content.isdigit():
             self._write_checkpoints.add(int(content))
+        elif self._filling.is_mark(content):
+            if self._end_lsn is not None:  # what the mark brings may not share a storage transaction with it
+                self._publish()
+            self._marks.append(content)
+
+    def _pass_marks(self) -> None:
+        """In a storage transaction of its own, whole transactions before it being published."""
+        marks, self._marks = self._marks, []
+        self._write()
+        for content in marks:
+            self._filling.pass_mark(content)
+        self._publish()
+        self._filling.settle()
 
     def _write(self) -> None:
         """Write what is waiting into the open storage transaction, unseen."""
         self._begin_storage_transaction()
         changes, self._changes = self._changes, []
         self._applier.apply(changes)
+        if self._applier.incomplete:
+            self._filling.check_incomplete()
 
     def _publish(self) -> None:
         assert self._end_lsn is not None
         self._write()
-        self._writer.publish(self._source, self._end_lsn, write_checkpoints=self._write_checkpoints)
+        swaps = self._filling.finish()
+        self._writer.publish(
+            self._source,
+            self._end_lsn,
+            committed_at=self._committed_at,
+            write_checkpoints=self._write_checkpoints,
+            show=swaps.shows,
+            rules_replaced=swaps.rules,
+        )
         self._storage_transaction.close()  # commits
         self._lsn, self._end_lsn = self._end_lsn, None
         self._write_checkpoints = set()
@@ -192,6 +253,13 @@ class Stream:
     def _is_idle(self) -> bool:
         return not self._in_transaction and self._end_lsn is None
 
+    def _note_idle_position(self, wal_end: int) -> None:
+        """Everything before it was delivered, and nothing of it is waiting."""
+        self._idle_lsn = max(self._idle_lsn, wal_end)
+        if self._idle_lsn > self._lsn and monotonic() - self._idle_since >= IDLE_POSITION_INTERVAL_S:
+            self._end_lsn = self._idle_lsn
+            self._publish()
+
     def _confirm_when_due(self) -> None:
         if monotonic() - self._confirmed_at >= STATUS_INTERVAL_S:
             self._confirm()
@@ -199,6 +267,16 @@ class Stream:
     def _confirm(self) -> None:
         self._connection.confirm(Lsn(self._lsn))
         self._confirmed_at = monotonic()
+
+
+def _change(table: ReplicatedTable, message: Insert | Update | Delete) -> Change:
+    match message:
+        case Insert():
+            return Change(table, None, table.key_of(message.new), message.new)
+        case Update():
+            return _update(table, message)
+        case Delete():
+            return Change(table, table.key_of(message.old), None, None)
 
 
 def _update(table: ReplicatedTable, message: Update) -> Change:

@@ -34,11 +34,17 @@ KeyValues = Sequence[str | Unchanged | None]
 
 @dataclass(frozen=True, slots=True)
 class CatalogColumn:
-    """A column as the catalogue has it; `toastable`: its values may be stored out of line."""
+    """A column as the catalogue has it; `toastable`: its values may be stored out of line.
+
+    `type_name` is the type with its modifier; a column that was added with a default has values in rows that no
+    statement wrote since (`has_default_for_old_rows`).
+    """
 
     name: str
     type_oid: int
     toastable: bool
+    type_name: str = ""
+    has_default_for_old_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +58,16 @@ class CatalogTable:
     key_columns: tuple[str, ...]
     estimated_rows: int
     toast_target: int
+    file_node: int  # of the table's file, which a rewrite (VACUUM FULL, some ALTER TABLE) replaces
 
 
 CATALOG_TABLES = """
     SELECT class.oid::bigint, namespace.nspname, class.relname, class.relreplident, class.reltuples::bigint,
+           pg_relation_filenode(class.oid)::bigint,
            coalesce((SELECT option_value::int FROM pg_options_to_table(class.reloptions)
                       WHERE option_name = 'toast_tuple_target'), %(toast_target)s),
-           (SELECT json_agg(json_build_array(attname, atttypid::bigint, attstorage <> 'p') ORDER BY attnum)
+           (SELECT json_agg(json_build_array(attname, atttypid::bigint, attstorage <> 'p',
+                                             format_type(atttypid, atttypmod), atthasmissing) ORDER BY attnum)
               FROM pg_attribute
              WHERE attrelid = class.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = ''),
            (SELECT json_agg(attname ORDER BY ordinality)
@@ -68,7 +77,7 @@ CATALOG_TABLES = """
                AND CASE class.relreplident WHEN 'i' THEN indisreplident
                         WHEN 'n' THEN false ELSE indisprimary END)
       FROM pg_class AS class JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
-     WHERE class.relkind = 'r' AND class.relpersistence = 'p'
+     WHERE class.relkind = 'r' AND class.relpersistence = 'p' AND (%(oid)s::oid IS NULL OR class.oid = %(oid)s::oid)
        AND namespace.nspname NOT IN ('pg_catalog', 'information_schema') AND namespace.nspname NOT LIKE 'pg\\_%%'
      ORDER BY 2, 3
 """
@@ -76,8 +85,14 @@ CATALOG_TABLES = """
 
 def read_tables(connection: Connection, uses: Callable[[TableName], bool]) -> list[CatalogTable]:
     """Ordinary tables that the rules use."""
-    rows = connection.execute(CATALOG_TABLES, {"toast_target": DEFAULT_TOAST_TARGET})
+    rows = connection.execute(CATALOG_TABLES, {"toast_target": DEFAULT_TOAST_TARGET, "oid": None})
     return [_catalog_table(row) for row in rows if uses(TableName(row[1], row[2]))]
+
+
+def read_table(connection: Connection, oid: int) -> CatalogTable | None:
+    """One ordinary table, or None where it is gone."""
+    row = connection.execute(CATALOG_TABLES, {"toast_target": DEFAULT_TOAST_TARGET, "oid": oid}).fetchone()
+    return _catalog_table(row) if row else None
 
 
 def key_function(positions: Sequence[int]) -> Callable[[KeyValues], str]:
@@ -111,7 +126,7 @@ def _bounded(key: str | Unchanged | None) -> str:
 
 
 def _catalog_table(row: tuple[Any, ...]) -> CatalogTable:
-    oid, schema, name, identity, estimated_rows, toast_target, columns, key = row
+    oid, schema, name, identity, estimated_rows, file_node, toast_target, columns, key = row
     return CatalogTable(
         oid=oid,
         name=TableName(schema, name),
@@ -120,4 +135,5 @@ def _catalog_table(row: tuple[Any, ...]) -> CatalogTable:
         key_columns=tuple(key or ()),
         estimated_rows=max(estimated_rows, 0),
         toast_target=toast_target,
+        file_node=file_node,
     )

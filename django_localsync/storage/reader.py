@@ -49,12 +49,16 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class ServedRules:
-    """The active rule set: its compiled plan, and the ids its bucket and lookup sources have in storage."""
+    """The active rule set: its compiled plan, and the ids its bucket and lookup sources have in storage.
+
+    `names` are those that definitions were made with: a stream that is renamed keeps its buckets, and their names.
+    """
 
     id: int
     plan: Plan
     bucket_definitions: tuple[int, ...]
     lookup_definitions: tuple[int, ...]
+    names: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +143,15 @@ class StorageReader:
           LEFT JOIN localsync_write_checkpoint AS receipt
             ON receipt.user_key = %s AND receipt.client_id = %s
            AND NOT EXISTS (SELECT FROM jsonb_each_text(receipt.positions) AS position (alias, lsn)
-                             JOIN localsync_source AS source
-                               ON source.rule_set_id = rule_set.id AND source.alias = position.alias
+                             JOIN localsync_source AS source ON source.alias = position.alias
                             WHERE source.lsn < position.lsn::bigint)
     """
     # Index (definition_id, key, …).
     LOOK_UP = """
         SELECT wanted.n, lookup.outputs
           FROM json_to_recordset(%s::json) AS wanted (n integer, d bigint, k text)
-          JOIN localsync_parameter_lookup AS lookup ON lookup.definition_id = wanted.d AND lookup.key = wanted.k
+          JOIN localsync_parameter_lookup AS lookup
+            ON lookup.definition_id = wanted.d AND lookup.key = wanted.k AND lookup.pending <> 1
          LIMIT %s
     """
     # Unique index (definition_id, parameters).
@@ -203,8 +207,12 @@ class StorageReader:
             found.setdefault(keys[number], []).append(outputs)
         return found
 
-    RULES = "SELECT id, rules FROM localsync_rule_set WHERE state = 'active'"
-    DEFINITIONS = "SELECT kind, identity, id FROM localsync_definition WHERE rule_set_id = %s"
+    # One statement: rule sets are swapped in one transaction.
+    RULES = """
+        SELECT id, rules, (SELECT json_agg(json_build_array(kind, identity, id, name))
+                             FROM localsync_definition WHERE state = 'served')
+          FROM localsync_rule_set WHERE state = 'active'
+    """
 
     async def _load_rules(self) -> ServedRules:
         async with self._loading:
@@ -214,21 +222,21 @@ class StorageReader:
 
     async def _read_rules(self) -> ServedRules:
         try:
-            async with self._pool.connection() as connection, connection.transaction():
+            async with self._pool.connection() as connection:
                 active = await (await connection.execute(self.RULES)).fetchone()
-                if active is None:
-                    raise _not_served("no sync rules are active yet; run `manage.py run_replicator`")
-                definitions = await (await connection.execute(self.DEFINITIONS, [active[0]])).fetchall()
         except UndefinedTable:
             raise _not_served("bucket storage has no tables yet; run `manage.py migrate`") from None
-        plan = await asyncio.to_thread(self._plan_for, active[1])
-        ids = {(kind, identity): id_ for kind, identity, id_ in definitions}
+        if active is None:
+            raise _not_served("no sync rules are active yet; run `manage.py run_replicator`")
+        rule_set, text, definitions = active
+        plan = await asyncio.to_thread(self._plan_for, text)
+        ids = {(kind, identity): id_ for kind, identity, id_, _ in definitions or ()}
         try:
             buckets = tuple(ids["bucket", source.identity] for source in plan.bucket_sources)
             lookups = tuple(ids["lookup", source.identity] for source in plan.lookup_sources)
         except KeyError:
             raise _not_served("the active rules mean something else to this version; run one version") from None
-        return ServedRules(active[0], plan, buckets, lookups)
+        return ServedRules(rule_set, plan, buckets, lookups, {id_: name for _, _, id_, name in definitions or ()})
 
     # Primary key (bucket_id, op_id). The length of a value is known without reading it (TOAST).
     PAGE = """
@@ -297,8 +305,8 @@ def _name_buckets(
 ) -> dict[str, ServedBucket]:
     buckets = {}
     for number, bucket in enumerate(resolution.buckets):
-        source, definition = rules.plan.bucket_sources[bucket.source], rules.bucket_definitions[bucket.source]
-        name = f"{incarnation}.{definition}#{source.name}{bucket.parameters}"
+        definition = rules.bucket_definitions[bucket.source]
+        name = f"{incarnation}.{definition}#{rules.names[definition]}{bucket.parameters}"
         id_, known = totals.get(number, (None, NO_TOTALS))
         buckets[name] = ServedBucket(id_, known, bucket.priority, bucket.reasons)
     return buckets

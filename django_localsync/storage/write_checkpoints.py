@@ -23,6 +23,18 @@ COUNT_UP = """
     RETURNING number
 """
 
+# The same, with a number of the client's own: a lower one than the last changes nothing, so a repeat is harmless.
+RAISE_TO = """
+    INSERT INTO localsync_write_checkpoint AS stored (user_key, client_id, number, positions, requested_at)
+    VALUES (%(user_key)s, %(client_id)s, %(number)s, '{}', now())
+    ON CONFLICT (user_key, client_id) DO UPDATE SET number = EXCLUDED.number, requested_at = now()
+          WHERE stored.number < EXCLUDED.number
+    RETURNING number
+"""
+STORED_NUMBER = (
+    "SELECT number FROM localsync_write_checkpoint WHERE user_key = %(user_key)s AND client_id = %(client_id)s"
+)
+
 SET_POSITIONS = """
     UPDATE localsync_write_checkpoint SET positions = %(positions)s::jsonb
      WHERE user_key = %(user_key)s AND client_id = %(client_id)s
@@ -38,25 +50,33 @@ FLUSH_ONLY = "SET LOCAL synchronous_commit = local"
 EMIT_MESSAGE = "SELECT pg_logical_emit_message(true, %s, %s)"
 
 
-def request_write_checkpoint(user_key: str, client_id: str, sources: Sequence[str] | None = None) -> int:
-    """Give the client its next number, for everything committed to `sources` (aliases) until now.
+def request_write_checkpoint(
+    user_key: str, client_id: str, sources: Sequence[str] | None = None, *, number: int | None = None
+) -> int:
+    """Give the client its next number, for everything committed to `sources` (aliases; by default all) until now.
 
-    Must not run inside a transaction of the storage or of a source: what is to be acknowledged must be committed, and
-    the message that makes replication pass the position must come after the number is stored.
+    With a `number` of the client's own (from 1), that one is stored unless it is not higher than the last; the
+    higher of the two is returned. Must not run inside a transaction of the storage or of a source: what is to be
+    acknowledged must be committed, and the message that makes replication pass the position must come after the
+    number is stored.
     """
-    aliases = (get_settings().source,) if sources is None else tuple(sources)
-    number = _store(user_key, client_id, aliases)
+    aliases = get_settings().sources if sources is None else tuple(sources)
+    stored = _store(user_key, client_id, aliases, number)
     for alias in aliases:
         _emit_message(alias, str(write_checkpoint_digest(user_key, client_id)))
-    return number
+    return stored
 
 
-def _store(user_key: str, client_id: str, aliases: Sequence[str]) -> int:
+def _store(user_key: str, client_id: str, aliases: Sequence[str], wanted: int | None) -> int:
     storage = get_settings().storage
     key = {"user_key": user_key, "client_id": client_id}
     with transaction.atomic(using=storage, durable=True), connections[storage].cursor() as cursor:
-        cursor.execute(COUNT_UP, key)
-        (number,) = cursor.fetchone()
+        cursor.execute(COUNT_UP if wanted is None else RAISE_TO, {**key, "number": wanted})
+        raised = cursor.fetchone()
+        if raised is None:
+            cursor.execute(STORED_NUMBER, key)
+            return int(cursor.fetchone()[0])
+        (number,) = raised
         positions = {alias: _current_position(alias).value for alias in aliases}
         cursor.execute(SET_POSITIONS, {**key, "positions": json.dumps(positions)})
     return int(number)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from secrets import token_hex
 from typing import LiteralString, NamedTuple
 
@@ -28,8 +29,9 @@ from ..buckets.announcement import (
     lookup_digest,
 )
 from ..buckets.checksum import MODULUS
-from ..buckets.membership import Draft, RowState, decode_state
+from ..buckets.membership import INCOMPLETE, Draft, RowState, decode_state
 from ..buckets.operation import OpKind
+from ..exceptions import LeadershipLost
 from .connections import Connection
 
 BucketKey = tuple[int, str]
@@ -73,14 +75,42 @@ class WriteSet:
                 self.added_lookups.add(new)
 
 
-class StorageWriter:
-    """The replicator's side of bucket storage, over one direct connection in autocommit mode."""
+class Announcer:
+    """Numbers the announcements of one replicator, whichever of its sources they come from.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    Writers take numbers while they hold the checkpoint row's lock, so the order of numbers is that of commits.
+    """
+
+    def __init__(self) -> None:
+        self.run = token_hex(6)
+        self._sequence = 0
+
+    def next_number(self) -> int:
+        """The number of the next announcement. One that is lost with its transaction leaves a gap, which is safe."""
+        self._sequence += 1
+        return self._sequence
+
+
+class StorageWriter:
+    """A source's side of bucket storage, over one direct connection in autocommit mode.
+
+    `leader` is the number that `leadership.take_number` gave; `living` are the definitions that are fed: what is
+    remembered of others is left out, since they are being deleted.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        leader: int = 0,
+        living: frozenset[int] | None = None,
+        announcer: Announcer | None = None,
+    ) -> None:
+        self._connection, self._leader, self._living = connection, leader, living
+        self._announcer = announcer or Announcer()
         self._buckets: dict[BucketKey, int] = {}
-        self._run, self._sequence = token_hex(6), 0
         self.in_transaction = False
+        self.withheld = False
         self._op_id = 0
         self._totals: dict[int, tuple[int, int, int]] = {}
         self._created: set[int] = set()
@@ -103,11 +133,20 @@ class StorageWriter:
             self._forget_transaction()
 
     # Primary key.
-    LOCK = "SELECT written_op_id FROM localsync_checkpoint WHERE id = 1 FOR UPDATE"
+    LOCK = "SELECT written_op_id, leader, withheld FROM localsync_checkpoint WHERE id = 1 FOR UPDATE"
 
     def _lock(self) -> None:
-        """Take the right to give out op ids until the transaction ends (I1)."""
-        self._op_id = self._one(self.LOCK)[0]
+        """Take the right to give out op ids until the transaction ends (I1). Raises LeadershipLost."""
+        row = self._connection.execute(self.LOCK).fetchone()
+        assert row is not None, "prepare_storage makes the checkpoint row"
+        self._op_id, leader, self.withheld = row
+        if leader != self._leader:
+            raise LeadershipLost("another replicator has taken over")
+
+    def withhold(self) -> None:
+        """Show nothing from here on. Must come first in its transaction, before anything is written."""
+        self._connection.execute("UPDATE localsync_checkpoint SET withheld = true")
+        self.withheld = True
 
     # Unique index (definition_id, parameters).
     FIND_BUCKETS = """
@@ -115,9 +154,13 @@ class StorageWriter:
           FROM json_to_recordset(%s::json) AS wanted (d bigint, p text)
           JOIN localsync_bucket AS bucket ON bucket.definition_id = wanted.d AND bucket.parameters = wanted.p
     """
+    # A bucket's id begins with its definition's, so that a definition is one range of the primary key.
     CREATE_BUCKETS = """
-        INSERT INTO localsync_bucket (definition_id, parameters, operations, checksum, last_op_id)
-        SELECT d, p, 0, 0, 0 FROM json_to_recordset(%s::json) AS wanted (d bigint, p text)
+        INSERT INTO localsync_bucket (id, definition_id, parameters, operations, checksum, last_op_id,
+                                      pending_operations, pending_checksum, pending_last_op_id)
+        SELECT coalesce((SELECT max(id) FROM localsync_bucket WHERE id >= d << 32 AND id < (d + 1) << 32), d << 32)
+               + row_number() OVER (PARTITION BY d), d, p, 0, 0, 0, 0, 0, 0
+          FROM json_to_recordset(%s::json) AS wanted (d bigint, p text)
         RETURNING definition_id, parameters, id
     """
 
@@ -146,7 +189,7 @@ class StorageWriter:
     def row_states(self, table: int, keys: Iterable[str]) -> dict[str, RowState]:
         """What is remembered of these rows; an unknown row is absent."""
         rows = self._connection.execute(self.ROW_STATES, (_json(list(keys)), table))
-        return {key: decode_state(state) for key, state in rows}
+        return {key: self._living_state(state) for key, state in rows}
 
     NEXT_ROWS = """
         SELECT key, state FROM localsync_current_row WHERE table_id = %s AND key >= %s ORDER BY key LIMIT %s
@@ -155,7 +198,26 @@ class StorageWriter:
     def rows_from(self, table: int, key: str, limit: int) -> list[tuple[str, RowState]]:
         """The next rows of a table in key order, `key` included, for work that deletes all of them."""
         rows = self._connection.execute(self.NEXT_ROWS, (table, key, limit))
-        return [(row_key, decode_state(state)) for row_key, state in rows]
+        return [(row_key, self._living_state(state)) for row_key, state in rows]
+
+    INCOMPLETE_ROWS = """
+        SELECT key FROM localsync_current_row WHERE table_id = %s AND state LIKE %s ORDER BY key LIMIT %s
+    """
+
+    def incomplete_rows(self, table: int, limit: int) -> list[str]:
+        """Keys of rows that must be read again, at most so many. Reads all that is remembered of the table."""
+        pattern = f"%,{INCOMPLETE}]"  # how encode_state ends
+        rows = self._connection.execute(self.INCOMPLETE_ROWS, (table, pattern, limit))
+        return [key for (key,) in rows]
+
+    def _living_state(self, text: str) -> RowState:
+        state, living = decode_state(text), self._living
+        if living is None:
+            return state
+        return state._replace(
+            places=tuple(place for place in state.places if place[0] >> 32 in living),
+            lookups=tuple(lookup for lookup in state.lookups if lookup[0] in living),
+        )
 
     def write(self, changes: WriteSet) -> None:
         """Make a batch durable with the transaction, unseen: op ids above every checkpoint."""
@@ -173,42 +235,87 @@ class StorageWriter:
          WHERE bucket.id = v.b
         RETURNING bucket.id, bucket.operations, bucket.checksum, bucket.last_op_id
     """
-    SAVE_WRITTEN = "UPDATE localsync_checkpoint SET written_op_id = %s WHERE id = 1"
-
-    def save_written(self) -> dict[int, BucketTotals]:
-        """Record what `write` gave out: totals of the buckets and the highest op id. Answers the new totals.
-
-        Only buckets that no reader may see yet are saved without a publish in the same transaction (I2).
+    ADD_PENDING_TOTALS = """
+        UPDATE localsync_bucket AS bucket
+           SET pending_operations = bucket.pending_operations + v.n,
+               pending_checksum = (bucket.pending_checksum + v.c) & 4294967295,
+               pending_last_op_id = v.o
+          FROM json_to_recordset(%s::json) AS v (b bigint, n bigint, c bigint, o bigint)
+         WHERE bucket.id = v.b
+    """
+    SHOW_PENDING = (
         """
-        deltas = [{"b": bucket, "n": n, "c": c, "o": o} for bucket, (n, c, o) in self._totals.items()]
-        self._totals = {}
-        self._connection.execute(self.SAVE_WRITTEN, (self._op_id,))
-        rows = self._connection.execute(self.ADD_TOTALS, (_json(deltas),)) if deltas else ()
-        return {row[0]: BucketTotals(*row[1:]) for row in rows}
-
-    PUBLISH = "UPDATE localsync_checkpoint SET op_id = written_op_id WHERE id = 1"
-    SOURCE_POSITION = "UPDATE localsync_source SET lsn = %s WHERE id = %s"
+        UPDATE localsync_bucket
+           SET operations = operations + pending_operations,
+               checksum = (checksum + pending_checksum) & 4294967295,
+               last_op_id = pending_last_op_id,
+               pending_operations = 0, pending_checksum = 0, pending_last_op_id = 0
+         WHERE pending_operations > 0
+        """,
+        "DELETE FROM localsync_parameter_lookup WHERE pending = 2",
+        "UPDATE localsync_parameter_lookup SET pending = 0 WHERE pending = 1",
+        "UPDATE localsync_source SET lsn = written_lsn",
+    )
+    SAVE_CHECKPOINT = """
+        UPDATE localsync_checkpoint
+           SET written_op_id = %s, withheld = %s, op_id = CASE WHEN %s THEN op_id ELSE %s END
+         WHERE id = 1
+    """
+    SAVE_POSITION = """
+        UPDATE localsync_source
+           SET written_lsn = %s, lsn = CASE WHEN %s THEN lsn ELSE %s END, committed_at = coalesce(%s, committed_at)
+         WHERE id = %s
+    """
 
     def publish(
-        self, source: int, lsn: int, *, write_checkpoints: Iterable[int] = (), rules_replaced: bool = False
+        self,
+        source: int,
+        lsn: int,
+        *,
+        committed_at: datetime | None = None,
+        write_checkpoints: Iterable[int] = (),
+        show: bool = False,
+        rules_replaced: bool = False,
     ) -> None:
-        """Show everything written in this transaction as a checkpoint at `lsn` of the source, and announce it."""
-        totals = self.save_written()
-        self._connection.execute(self.PUBLISH)
-        self._connection.execute(self.SOURCE_POSITION, (lsn, source))
+        """Make what was written in this transaction, at `lsn` of the source, a checkpoint, and announce it.
+
+        While something is withheld, it is only recorded; `show` ends that and shows all that was withheld.
+        """
+        was_withheld, self.withheld = self.withheld, self.withheld and not show
+        position = (lsn, self.withheld, lsn, committed_at, source)
+        self._connection.execute(self.SAVE_POSITION, position)
+        deltas = [{"b": bucket, "n": n, "c": c, "o": o} for bucket, (n, c, o) in self._totals.items()]
+        self._totals = {}
+        self._connection.execute(self.SAVE_CHECKPOINT, (self._op_id, self.withheld, self.withheld, self._op_id))
+        if was_withheld:
+            if deltas:
+                self._connection.execute(self.ADD_PENDING_TOTALS, (_json(deltas),))
+            if show:
+                for statement in self.SHOW_PENDING:
+                    self._connection.execute(statement)
+                self._announce({}, (), everything=True, rules=rules_replaced)
+            return
+        rows = self._connection.execute(self.ADD_TOTALS, (_json(deltas),)) if deltas else ()
+        totals = {row[0]: BucketTotals(*row[1:]) for row in rows}
+        self._announce(totals, write_checkpoints, everything=False, rules=rules_replaced)
+
+    def _announce(
+        self, totals: dict[int, BucketTotals], write_checkpoints: Iterable[int], *, everything: bool, rules: bool
+    ) -> None:
         announcement = Announcement(
-            run=self._run,
-            sequence=self._sequence + 1,
+            run=self._announcer.run,
+            sequence=0,
             op_id=self._op_id,
             buckets=totals,
             created=frozenset(self._created),
             lookups=frozenset(self._changed_lookups),
             write_checkpoints=frozenset(write_checkpoints),
-            rules=rules_replaced,
+            everything=everything,
+            rules=rules,
         )
         if announcement.is_news():
-            self._connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, encode_announcement(announcement)))
-            self._sequence += 1
+            numbered = replace(announcement, sequence=self._announcer.next_number())
+            self._connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, encode_announcement(numbered)))
 
     COPY_OPERATIONS = """
         COPY localsync_bucket_operation (bucket_id, op_id, kind, checksum, row_type, row_id, subkey, data)
@@ -254,15 +361,21 @@ class StorageWriter:
                     copy.write_row(row)
 
     COPY_LOOKUPS = """
-        COPY localsync_parameter_lookup (definition_id, key, table_id, row_key, outputs) FROM STDIN (FORMAT BINARY)
+        COPY localsync_parameter_lookup (definition_id, key, table_id, row_key, outputs, pending)
+        FROM STDIN (FORMAT BINARY)
     """
     # Index (definition_id, key, table_id, row_key).
-    DELETE_LOOKUPS = """
-        DELETE FROM localsync_parameter_lookup AS entry
-         USING json_to_recordset(%s::json) AS v (d bigint, k text, t bigint, r text, o text)
+    _SAME_LOOKUP = """
+           json_to_recordset(%s::json) AS v (d bigint, k text, t bigint, r text, o text)
          WHERE entry.definition_id = v.d AND entry.key = v.k AND entry.table_id = v.t AND entry.row_key = v.r
            AND entry.outputs = v.o
     """
+    DELETE_LOOKUPS = f"DELETE FROM localsync_parameter_lookup AS entry USING {_SAME_LOOKUP}"
+    # What no reader has seen yet goes at once, the rest when the transaction that takes it back is shown.
+    DELETE_PENDING_LOOKUPS = f"{DELETE_LOOKUPS} AND entry.pending = 1"
+    WITHDRAW_LOOKUPS = (
+        f"UPDATE localsync_parameter_lookup AS entry SET pending = 2 FROM {_SAME_LOOKUP} AND entry.pending = 0"
+    )
 
     def _store_lookups(self, changes: WriteSet) -> None:
         if changes.removed_lookups:
@@ -270,12 +383,16 @@ class StorageWriter:
                 {"d": e.definition, "k": e.key, "t": e.table, "r": e.row_key, "o": e.outputs}
                 for e in changes.removed_lookups
             ]
-            self._connection.execute(self.DELETE_LOOKUPS, (_json(gone),))
+            for statement in (
+                (self.DELETE_PENDING_LOOKUPS, self.WITHDRAW_LOOKUPS) if self.withheld else (self.DELETE_LOOKUPS,)
+            ):
+                self._connection.execute(statement, (_json(gone),))
         if changes.added_lookups:
+            pending = 1 if self.withheld else 0
             with self._connection.cursor().copy(self.COPY_LOOKUPS) as copy:
-                copy.set_types(["int8", "text", "int8", "text", "text"])
+                copy.set_types(["int8", "text", "int8", "text", "text", "int2"])
                 for entry in changes.added_lookups:
-                    copy.write_row(entry)
+                    copy.write_row((*entry, pending))
         for entry in (*changes.removed_lookups, *changes.added_lookups):
             self._changed_lookups.add(lookup_digest(entry.definition, entry.key))
 
@@ -299,7 +416,8 @@ class StorageWriter:
     def lookups_of(self, table: int) -> set[LookupEntry]:
         """Every entry that a table contributes to the parameter index. Slow; for TRUNCATE only."""
         query = (
-            "SELECT definition_id, key, table_id, row_key, outputs FROM localsync_parameter_lookup WHERE table_id = %s"
+            "SELECT definition_id, key, table_id, row_key, outputs FROM localsync_parameter_lookup"
+            " WHERE table_id = %s AND pending <> 2"
         )
         return {LookupEntry(*row) for row in self._connection.execute(query, (table,))}
 
@@ -311,11 +429,6 @@ class StorageWriter:
     def _forget_transaction(self) -> None:
         self.in_transaction = False
         self._totals, self._created, self._changed_lookups = {}, set(), set()
-
-    def _one(self, statement: LiteralString) -> tuple[int, ...]:
-        row = self._connection.execute(statement).fetchone()
-        assert row is not None, "prepare_storage makes the checkpoint row"
-        return row
 
 
 def _json(value: object) -> str:

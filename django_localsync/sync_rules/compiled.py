@@ -85,9 +85,19 @@ class CompiledPlan:
         """Generate the function for a table of this layout; see `rows.row_evaluator`."""
         return row_evaluator(table, columns, self._queries(table, only), self.options, on_error)
 
-    def used_columns(self, table: TableName, columns: Sequence[Column]) -> frozenset[int]:
-        """Positions of the columns that any rule reads."""
-        return frozenset().union(*(used_positions(item.query, columns) for item in self._queries(table)))
+    def sources_of(self, table: TableName) -> frozenset[str]:
+        """Identities of the bucket and lookup sources that read this table."""
+        return frozenset(
+            source.identity
+            for source in (*self.buckets, *self.indexes)
+            if any(query.table.matches(table) for query in source.queries)
+        )
+
+    def used_columns(
+        self, table: TableName, columns: Sequence[Column], *, only: Collection[str] | None = None
+    ) -> frozenset[int]:
+        """Positions of the columns that any rule reads; with `only`, any source of these identities."""
+        return frozenset().union(*(used_positions(item.query, columns) for item in self._queries(table, only)))
 
     def missing_columns(self, table: TableName, columns: Sequence[Column]) -> Mapping[str, Sequence[str]]:
         """Columns that rules name but the table lacks, by the name of the bucket or lookup source."""

@@ -237,8 +237,13 @@ class Plan(Protocol):
         to `on_error` at once: access must not widen because a column is gone. In a select list it reads as NULL.
         """
 
-    def used_columns(self, table: TableName, columns: Sequence[Column]) -> frozenset[int]:
-        """Positions of the columns that any rule reads."""
+    def sources_of(self, table: TableName) -> frozenset[str]:
+        """Identities of the bucket and lookup sources that read this table."""
+
+    def used_columns(
+        self, table: TableName, columns: Sequence[Column], *, only: Collection[str] | None = None
+    ) -> frozenset[int]:
+        """Positions of the columns that any rule reads; with `only`, any source of these identities."""
 
     def missing_columns(self, table: TableName, columns: Sequence[Column]) -> Mapping[str, Sequence[str]]:
         """Columns that rules name but the table lacks, by the name of the bucket or lookup source."""

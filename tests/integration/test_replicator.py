@@ -76,6 +76,13 @@ def active_rule_set() -> int:
         return int(cursor.fetchone()[0])
 
 
+def table_identity(name: str) -> str:
+    """How storage tells a table's rows apart."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT identity FROM localsync_source_table WHERE name = %s AND NOT retired", [name])
+        return str(cursor.fetchone()[0])
+
+
 def wait_until(condition) -> None:  # type: ignore[no-untyped-def]
     """Wait until a condition holds."""
     deadline = time.monotonic() + DEADLINE_S
@@ -254,13 +261,23 @@ def test_a_crash_before_the_storage_commit_loses_nothing(tables, monkeypatch):
         assert len(titles()) == 7000
 
 
-def test_changed_rules_are_copied_beside_the_served_ones(tables):
+def test_a_renamed_stream_keeps_its_buckets(tables):
+    execute("INSERT INTO note VALUES (1, 'ann', 'one')")
+    with replicating(BY_OWNER):
+        first = active_rule_set()
+    with replicating(BY_OWNER.replace("mine", "yours")):
+        assert active_rule_set() > first
+        assert titles() == {"1": "one"}
+        assert operation_count() == 1
+
+
+def test_changed_rules_are_filled_beside_the_served_ones(tables):
     execute("INSERT INTO note VALUES (1, 'ann', 'one')")
     with replicating(BY_OWNER):
         pass
-    with replicating(BY_OWNER.replace("mine", "yours")):
-        assert titles('yours|0["ann"]') == {"1": "one"}
-        wait_until(lambda: operation_count() == 1)  # the former rule set's operations are deleted
+    with replicating(BY_OWNER.replace("owner = auth", "title = auth")):
+        assert titles('mine|0["one"]') == {"1": "one"}
+        wait_until(lambda: operation_count() == 1)  # the former definition's operations are deleted
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
         assert cursor.fetchone() == (1,)
@@ -278,9 +295,8 @@ def test_a_dropped_slot_heals_by_a_new_copy(tables):
 def test_a_changed_replica_identity_heals_by_a_new_copy(tables):
     execute("INSERT INTO line VALUES (1, 'x')")
     with replicating(ALL_LINES) as replicator:
-        first = active_rule_set()
         execute("ALTER TABLE line REPLICA IDENTITY FULL; INSERT INTO line VALUES (2, 'y')")
-        wait_until(lambda: active_rule_set() > first)
+        wait_until(lambda: table_identity("line") == "row")
         replicator.catch_up()
         execute("DELETE FROM line WHERE a = 1")
         replicator.catch_up()

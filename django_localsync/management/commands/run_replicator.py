@@ -13,12 +13,12 @@ from django.core.checks import CRITICAL, Tags
 from django.core.management.base import BaseCommand, CommandError
 from django.db import OperationalError, connections
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from ...conf import get_settings
 from ...exceptions import ConfigurationError
-from ...replication.copy import Progress
+from ...replication.progress import Progress
 from ...replication.replicator import Replicator
 
 GARBAGE_THRESHOLD = 200_000  # objects more than were freed; some tens of megabytes
@@ -62,35 +62,46 @@ class Command(BaseCommand):
 
 
 class TerminalProgress(Progress):
-    """A copy's progress as a bar."""
+    """How far reading is, as a bar."""
 
-    def __init__(self, estimated_rows: int) -> None:
-        super().__init__(estimated_rows)
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task = self._bar.add_task("copying", total=estimated_rows, rate="")
-        self._bar.start()
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: Bar | None = None
+        self._task = TaskID(0)
+
+    def expect(self, rows: int) -> None:
+        """Show the bar, or make it longer."""
+        super().expect(rows)
+        if self._bar is None:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("copying", total=rows, rate="")
+            self._bar.start()
 
     def advance(self, table: str, rows: int) -> None:
         """Move the bar."""
         self.rows += rows
-        self._bar.update(
-            self._task,
-            completed=self.rows,
-            total=max(self.estimated_rows, self.rows),
-            description=f"copying {table}",
-            rate=f"{self.rate():,.0f} rows/s",
-        )
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                completed=self.rows,
+                total=max(self.estimated_rows, self.rows),
+                description=f"copying {table}",
+                rate=f"{self.rate():,.0f} rows/s",
+            )
 
     def finish(self) -> None:
         """Leave the finished bar on the screen."""
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        super().finish()
 
 
 def _collect_garbage_rarely() -> None:

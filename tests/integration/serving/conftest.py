@@ -52,11 +52,12 @@ class Storage:
     def activate(self, rules: list[dict[str, Any]]) -> None:
         """Replace the rule set."""
         RuleSet.objects.filter(state="active").update(state="retired")
+        Definition.objects.filter(state="served").update(state="retired")
         text = json.dumps(rules)
         plan = ListedPlan(text)
         self.rule_set = RuleSet.objects.create(identity=text[:64], rules=text, state="active")
-        self.source = Source.objects.create(
-            rule_set=self.rule_set, alias="default", slot="s", system_identifier="1", timeline=1
+        self.source, _ = Source.objects.get_or_create(
+            alias="default", defaults={"slot": "s", "system_identifier": "1", "timeline": 1}
         )
         self.table = SourceTable.objects.create(
             source=self.source, relation_oid=1, schema="public", name="t", key_columns=["id"]
@@ -65,7 +66,7 @@ class Storage:
         for kind, sources in (("bucket", plan.bucket_sources), ("lookup", plan.lookup_sources)):
             for source in sources:
                 made = Definition.objects.create(
-                    rule_set=self.rule_set, kind=kind, name=source.name, identity=source.identity
+                    state="served", kind=kind, name=source.name, identity=source.identity
                 )
                 self.definitions[source.name] = made.id
 

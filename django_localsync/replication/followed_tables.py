@@ -1,0 +1,233 @@
+"""The tables of one source, as the stream at this place and the catalogue have them, and how they change.
+
+A table whose rows can no longer be told apart as they were stored is *replaced*: its rows are taken back, and it is read
+again under its new identity. Until that is complete nothing is shown, for readers would see it half (I2). One whose
+columns changed is *refreshed*: its rows are written again, chunk by chunk, while everything goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from ..exceptions import ReplicationError
+from ..pgoutput.messages import Relation
+from ..storage import rule_sets, sources
+from ..storage.connections import Connection
+from ..storage.sources import StoredSource, StoredTable
+from ..storage.writer import StorageWriter
+from ..sync_rules.plan import TableName
+from .backfills import Backfill, Backfills
+from .changes import ChangeApplier, ReplicatedTable
+from .layout import Identity, LayoutBuilder, identity_at
+from .marks import CatalogRead
+from .progress import Progress
+from .tables import CatalogTable
+
+logger = logging.getLogger(__name__)
+
+NO_IDENTITY = (
+    "has no replica identity: its new rows are synced, updates and deletes are not; "
+    "give it a primary key, or ALTER TABLE … REPLICA IDENTITY FULL"
+)
+
+
+class IdentityChanged(ReplicationError):
+    """At this place in the stream, a table's rows are identified otherwise than they were stored."""
+
+    code = "identity_changed"
+
+    def __init__(self, table: StoredTable, identity: Identity) -> None:
+        self.table, self.identity = table, identity
+        super().__init__(f"the replica identity of {table.name} changed; its rows are read again")
+
+
+class FollowedTables:
+    """Storage's tables of a source by the oid that the stream calls them, and what is still to be read of them."""
+
+    def __init__(
+        self,
+        storage: Connection,
+        source: StoredSource,
+        layouts: LayoutBuilder,
+        backfills: Backfills,
+        served: frozenset[int],
+        progress: Progress,
+    ) -> None:
+        """`served` are the definitions that readers see and that are fed."""
+        self._storage, self._source, self.layouts, self._backfills = storage, source, layouts, backfills
+        self._served, self._progress = served, progress
+        self._relations: dict[int, Relation] = {}
+        self._layouts: dict[int, ReplicatedTable] = {}
+        self.stored: dict[int, StoredTable] = {}
+        self.load()
+
+    def load(self) -> None:
+        """Read from storage what tables there are, and what is to be read."""
+        self.stored = {table.relation_oid: table for table in sources.load_tables(self._storage, self._source.id)}
+        by_id = {table.id: table for table in self.stored.values()}
+        living = {definition for feed in self.layouts.feeds for definition in feed.definition_ids()}
+        for stored in sources.load_backfills(self._storage, self._source.id, living):
+            if self._backfills.get(stored.id) is None:
+                self._progress.expect(max(stored.estimated_rows - stored.rows, 0))
+                is_resumed = stored.phase != "waiting"
+                self._backfills.add(Backfill(stored, by_id[stored.table], is_resumed=is_resumed))
+        self._layouts.clear()
+
+    def is_followed(self, oid: int) -> bool:
+        """Whether changes of the table are applied."""
+        stored = self.stored.get(oid)
+        return stored is not None and stored.followed
+
+    def note_relation(self, relation: Relation) -> None:
+        """The stream announces a layout. Raises IdentityChanged where the stored rows cannot be continued with it."""
+        self._relations[relation.oid] = relation
+        self._layouts.pop(relation.oid, None)
+        stored = self.stored.get(relation.oid)
+        if stored is None or not stored.followed:
+            return
+        identity = identity_at(relation, stored, self.layouts.read_table(relation.oid))
+        if identity != (stored.identity, stored.key_columns):
+            raise IdentityChanged(stored, identity)
+
+    def layout(self, oid: int) -> ReplicatedTable | None:
+        """How the stream's tuples of this table are to be read, or None where they are of no use."""
+        found = self._layouts.get(oid)
+        if found is None:
+            stored, relation = self.stored.get(oid), self._relations.get(oid)
+            if stored is None or relation is None:
+                return None
+            names = {column.name for column in relation.columns}
+            if not names.issuperset(stored.key_columns):
+                return None  # the layout of a moment before the stored one, of a table that is not followed yet
+            found = self.layouts.from_relation(stored, relation)
+            self._layouts[oid] = found
+        return found
+
+    def replace(self, table: StoredTable, identity: Identity, writer: StorageWriter, applier: ChangeApplier) -> None:
+        """Take a table's rows back and read them again under another identity. Nothing may be written before."""
+        is_served = bool(self.layouts.definitions_of(table.name) & self._served)
+        if is_served:
+            writer.withhold()
+        self._take_back(table, applier)
+        now = self.layouts.read_table(table.relation_oid)
+        rows = now.estimated_rows if now else 0
+        self._add(table.relation_oid, table.name, identity, table.columns, rows, withholds=is_served)
+        self.load()
+
+    def reread(self, table: int, definitions: Iterable[int], writer: StorageWriter) -> None:
+        """Some rows of a table must be read again for these definitions, since the stream left large values out."""
+        needed = frozenset(definitions)
+        if needed & self._served:
+            writer.withhold()
+        sources.add_backfill(self._storage, table, needed, 0, withholds=bool(needed & self._served), phase="rereading")
+
+    def begin_counts_again(self, applier: ChangeApplier) -> None:
+        """A count that was cut short begins anew: which rows it had counted already, nobody knows."""
+        for stored in list(self.stored.values()):
+            for backfill in self._backfills.of_table(stored.id):
+                if backfill.stored.counts and backfill.stored.phase == "scanning":
+                    applier.truncate(stored.id, stored.identity, self.layouts.definitions_of(stored.name))
+                    sources.follow_table(self._storage, stored.id, False)
+                    again = replace(backfill.stored, phase="waiting", rows=0)
+                    sources.save_backfill(self._storage, again)
+                    self._backfills.update(backfill, again, is_answered=True)
+        self.load()
+
+    def reconcile(self, catalog: CatalogRead, rule_set: int, writer: StorageWriter, applier: ChangeApplier) -> None:
+        """Make storage's tables those of the catalogue, and have read whatever that takes."""
+        now = {table.oid: table for table in catalog.tables}
+        known = [(stored, now.get(stored.relation_oid)) for stored in self.stored.values()]
+        for stored, table in known:  # first: these may withhold what follows
+            if table is not None and table.name == stored.name and self._must_replace(stored, table, catalog):
+                self.replace(stored, (table.identity, table.key_columns), writer, applier)
+        for stored, table in known:
+            if table is None or table.name != stored.name:
+                self._drop(stored, applier)
+            elif not self._must_replace(stored, table, catalog):
+                self._compare_columns(stored, table)
+        for table in now.values():
+            if table.oid not in self.stored:
+                identity, columns = (table.identity, table.key_columns), self.layouts.used_columns(table)
+                self._add(table.oid, table.name, identity, columns, table.estimated_rows)
+        self.load()
+        self._fill_new_definitions(now, rule_set)
+        self.load()
+
+    def _must_replace(self, stored: StoredTable, table: CatalogTable, catalog: CatalogRead) -> bool:
+        same = (table.identity, set(table.key_columns)) == (stored.identity, set(stored.key_columns))
+        return not same or (stored.name in catalog.unpublished and stored.followed)
+
+    def _fill_new_definitions(self, now: dict[int, CatalogTable], rule_set: int) -> None:
+        if self._source.prepared_for == rule_set:
+            return
+        filling = rule_sets.filling_definitions(self._storage)
+        for stored in self.stored.values():
+            known = {d for backfill in self._backfills.of_table(stored.id) for d in backfill.stored.definitions}
+            missing = (self.layouts.definitions_of(stored.name) & filling) - known
+            if missing:
+                table = now[stored.relation_oid]
+                sources.add_backfill(self._storage, stored.id, missing, table.estimated_rows)
+                sources.set_table_columns(self._storage, stored.id, self.layouts.used_columns(table))
+        sources.mark_prepared(self._storage, self._source.id, rule_set)
+        self._source = replace(self._source, prepared_for=rule_set)
+
+    def _compare_columns(self, stored: StoredTable, table: CatalogTable) -> None:
+        """Have the table read again where the rows that are stored no longer say what the rules see."""
+        columns = self.layouts.used_columns(table)
+        if columns == stored.columns:
+            return
+        sources.set_table_columns(self._storage, stored.id, columns)
+        before = dict(stored.columns)
+        silent = {column.name for column in table.columns if not column.has_default_for_old_rows}
+        added = {name for name, _ in columns if name not in before}
+        changed = [name for name, type_name in before.items() if dict(columns).get(name) != type_name]
+        if changed or not added <= silent:
+            what = ", ".join(sorted({*changed, *(added - silent)}))
+            logger.info("%s changed (%s); its rows are read again", stored.name, what)
+            sources.add_backfill(
+                self._storage,
+                stored.id,
+                self.layouts.definitions_of(stored.name),
+                table.estimated_rows,
+                refreshes=True,
+            )
+
+    def _drop(self, stored: StoredTable, applier: ChangeApplier) -> None:
+        if self.layouts.uses(stored.name):
+            logger.info("%s was dropped or renamed; its rows are taken back", stored.name)
+            self._take_back(stored, applier)
+        else:
+            self._retire(stored)
+
+    def _take_back(self, stored: StoredTable, applier: ChangeApplier) -> None:
+        applier.truncate(stored.id, stored.identity, self.layouts.definitions_of(stored.name))
+        self._retire(stored)
+
+    def _retire(self, stored: StoredTable) -> None:
+        for backfill in self._backfills.of_table(stored.id):
+            self._backfills.end(backfill.stored.id)
+        sources.retire_table(self._storage, stored.id)
+        self.stored.pop(stored.relation_oid, None)
+        self._layouts.pop(stored.relation_oid, None)
+
+    def _add(
+        self,
+        oid: int,
+        name: TableName,
+        identity: Identity,
+        columns: Sequence[tuple[str, str]],
+        estimated_rows: int,
+        *,
+        withholds: bool = False,
+    ) -> None:
+        kind, key = identity
+        if kind == "none":
+            logger.warning("%s %s", name, NO_IDENTITY)
+        problem = NO_IDENTITY if kind == "none" else ""
+        table = sources.add_table(self._storage, self._source.id, oid, name, kind, key, columns, problem)
+        definitions = self.layouts.definitions_of(name)
+        sources.add_backfill(
+            self._storage, table.id, definitions, estimated_rows, withholds=withholds, counts=kind == "row"
+        )
