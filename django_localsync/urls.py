@@ -9,6 +9,7 @@ app_name = "localsync"
 urlpatterns = [
     path("upload", views.UploadView.as_view(), name="upload"),
     path("write-checkpoint2.json", views.WriteCheckpointView.as_view(), name="write-checkpoint"),
+    path("sync/checkpoint-request", views.CheckpointRequestView.as_view(), name="checkpoint-request"),
     path("token", views.TokenView.as_view(), name="token"),
     re_path("", views.no_such_path),
 ]

@@ -28,7 +28,7 @@ from .auth import make_token
 from .authentication import SubjectAuthentication, TokenAuthentication
 from .conf import get_settings
 from .exceptions import AuthError, RequestError
-from .protocol.crud import MAX_CLIENT_ID_CHARACTERS, encode_answer, parse_upload
+from .protocol.crud import encode_answer, parse_upload
 from .protocol.errors import (
     CORS_HEADERS,
     CORS_PREFLIGHT_HEADERS,
@@ -37,10 +37,13 @@ from .protocol.errors import (
     UNSUPPORTED_MEDIA_TYPE,
     encode_error,
 )
+from .protocol.receipts import check_client_id, parse_checkpoint_request
 from .storage.write_checkpoints import request_write_checkpoint
 from .upload import UploadHandler, get_handler
 
 logger = logging.getLogger(__name__)
+
+MAX_CHECKPOINT_REQUEST_BYTES = 10_000
 
 
 class ProtocolView(APIView):
@@ -116,11 +119,19 @@ class WriteCheckpointView(BearerView):
     def get(self, request: Request) -> HttpResponse:
         """Give the next number."""
         client_id = request.GET.get("client_id", "")
-        if len(client_id) > MAX_CLIENT_ID_CHARACTERS or "\0" in client_id:
-            problem = f"client_id: must have at most {MAX_CLIENT_ID_CHARACTERS} characters, and no NUL"
-            raise RequestError("the query is not valid", details=problem)
+        check_client_id(client_id, "the query is not valid")
         number = request_write_checkpoint(user_key(request), client_id)
         return _json(orjson.dumps({"data": {"write_checkpoint": str(number)}}))
+
+
+class CheckpointRequestView(BearerView):
+    """`POST sync/checkpoint-request`: the same receipt, under a number of the client's own."""
+
+    def post(self, request: Request) -> HttpResponse:
+        """Store the number, unless the client has given a higher one; answer with the higher of the two."""
+        client_id, wanted = parse_checkpoint_request(read_json_body(request, MAX_CHECKPOINT_REQUEST_BYTES))
+        number = request_write_checkpoint(user_key(request), client_id, number=wanted)
+        return _json(orjson.dumps({"data": {"checkpoint_request_id": str(number)}}))
 
 
 class IsActive(IsAuthenticated):

@@ -197,6 +197,67 @@ def test_without_a_token_nothing_is_given(client: Client) -> None:
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
+# With numbers of the client's own.
+
+REQUEST_ADDRESS = "/localsync/sync/checkpoint-request"
+
+
+def ask_for(client: Client, token: str, number: Any, **body: Any) -> Any:
+    content = {"client_id": "phone", "checkpoint_request_id": number, **body}
+    headers = {"authorization": f"Token {token}"}
+    return client.post(REQUEST_ADDRESS, content, content_type="application/json", headers=headers)
+
+
+def test_a_client_may_number_its_receipts_itself(client: Client, alice: User) -> None:
+    asked = [5, 5, 3, "9007199254740993", 8, 2**63 - 1]
+
+    answers = [ask_for(client, make_token(alice), number).json()["data"]["checkpoint_request_id"] for number in asked]
+
+    assert answers == ["5", "5", "5", "9007199254740993", "9007199254740993", str(2**63 - 1)]
+
+
+def test_a_repeated_number_keeps_its_position_and_makes_the_stream_pass_it(client: Client, alice: User) -> None:
+    with stream() as changes:
+        ask_for(client, make_token(alice), 5)
+        first, key = position(str(alice.pk), "phone"), (str(alice.pk), "phone")
+        Counter.objects.create(value=1)
+        ask_for(client, make_token(alice), 5)
+        ask_for(client, make_token(alice), 4)
+        assert position(*key) == first
+        ask_for(client, make_token(alice), 6)
+        assert position(*key) > first
+
+        assert sum(data[:1] == b"M" for _, data in changes()) == 4
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("number", [0, -1, 2**63, 1.5, True, None, "", "x", "-1", "9" * 30, "٣", [1]])
+def test_an_impossible_number_is_refused(client: Client, alice: User, number: Any) -> None:
+    response = ask_for(client, make_token(alice), number)
+
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "PSYNC_S2001")
+    assert response.json()["error"]["details"].startswith("checkpoint_request_id: ")
+    assert not WriteCheckpoint.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("body", [{"client_id": 7}, {"client_id": "c" * 201}, {"client_id": "a\0b"}])
+def test_a_request_needs_a_possible_client_id(client: Client, alice: User, body: dict[str, Any]) -> None:
+    assert ask_for(client, make_token(alice), 1, **body).json()["error"]["details"].startswith("client_id: ")
+
+
+def test_receipts_of_every_source_are_asked_for(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.LOCALSYNC = {"SOURCES": ["default", "shard"]}
+    monkeypatch.setattr(write_checkpoints, "_current_position", {"default": Lsn(7), "shard": Lsn(9)}.__getitem__)
+    emitted: list[str] = []
+    monkeypatch.setattr(write_checkpoints, "_emit_message", lambda alias, content: emitted.append(alias))
+
+    request_write_checkpoint("1", "phone")
+
+    assert WriteCheckpoint.objects.get().positions == {"default": 7, "shard": 9}
+    assert emitted == ["default", "shard"]
+
+
 def in_another_connection(work: Any) -> Any:
     results = []
 
