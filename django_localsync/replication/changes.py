@@ -236,7 +236,8 @@ class ChangeApplier:
     ) -> None:
         """Evaluate what can be; the rest stays as it was, or away under a new key, until the row is read again."""
         table, before_key, after_key, _ = change
-        assert after_key is not None and before_key is not None
+        assert before_key is not None
+        assert after_key is not None
         before = before or NOWHERE
         blind = [part for part in table.evaluations if missing & {name for _, name in part.toastable}]
         seeing = [part for part in table.evaluations if part not in blind]

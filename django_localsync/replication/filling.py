@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple, assert_never
 
-from ..exceptions import ReplicationError
 from ..pgoutput.snapshots import Delivered, RecentTransactions, Snapshot
 from ..storage import rule_sets, sources
 from ..storage.connections import Connection
@@ -32,20 +31,16 @@ REREAD_KEYS = 1000  # rows that are read again at a time
 FORGET_AT = 500  # transactions remembered before a look at which of them every snapshot shows
 
 
-class NeedsReading(ReplicationError):
+class NeedsReading(Exception):
     """The stream left out large values that storage does not know; those rows must be read again."""
-
-    code = "needs_reading"
 
     def __init__(self, table: int, definitions: Collection[int]) -> None:
         self.table, self.definitions = table, frozenset(definitions)
         super().__init__("a change left out large values that are not known; their rows are read again")
 
 
-class Resume(ReplicationError):
+class Resume(Exception):
     """What is fed has changed; the stream goes on from where storage stands."""
-
-    code = "resume"
 
 
 class Shown(NamedTuple):

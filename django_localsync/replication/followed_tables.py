@@ -1,8 +1,8 @@
 """The tables of one source, as the stream at this place and the catalogue have them, and how they change.
 
-A table whose rows can no longer be told apart as they were stored is *replaced*: its rows are taken back, and it is read
-again under its new identity. Until that is complete nothing is shown, for readers would see it half (I2). One whose
-columns changed is *refreshed*: its rows are written again, chunk by chunk, while everything goes on.
+A table whose rows can no longer be told apart as they were stored is *replaced*: its rows are taken back, and it is
+read again under its new identity. Until that is complete nothing is shown, for readers would see it half (I2). One
+whose columns changed is *refreshed*: its rows are written again, chunk by chunk, while everything goes on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ..exceptions import ReplicationError
 from ..pgoutput.messages import Relation
 from ..storage import rule_sets, sources
 from ..storage.connections import Connection
@@ -33,10 +32,8 @@ NO_IDENTITY = (
 )
 
 
-class IdentityChanged(ReplicationError):
+class IdentityChanged(Exception):
     """At this place in the stream, a table's rows are identified otherwise than they were stored."""
-
-    code = "identity_changed"
 
     def __init__(self, table: StoredTable, identity: Identity) -> None:
         self.table, self.identity = table, identity

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import sql
 
 from ..pgoutput.snapshots import Snapshot
-from ..storage.connections import Connection, connect_for_rows
+from ..storage.connections import connect_for_rows
 from .backfills import Backfill, Backfills
 from .heartbeat import Heartbeat
 from .layout import LayoutBuilder

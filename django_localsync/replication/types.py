@@ -31,6 +31,11 @@ TYPES = """
            type.typdelim::text,
            coalesce((SELECT json_agg(json_build_array(attname, atttypid::bigint) ORDER BY attnum)
                        FROM pg_attribute
+                      WHERE attrelid = type.typrelid AND attnum > 0 AND NOT attisdropped), '[]'),
+           coalesce((SELECT json_agg(format('%%s label %%s %%s', type.oid, label.oid, to_json(enumlabel)))
+                       FROM pg_enum AS label WHERE enumtypid = type.oid),
+                    (SELECT json_agg(format('%%s attribute %%s %%s %%s', type.oid, attnum, atttypid, to_json(attname)))
+                       FROM pg_attribute
                       WHERE attrelid = type.typrelid AND attnum > 0 AND NOT attisdropped), '[]')
       FROM wanted
       JOIN pg_type AS type ON type.oid = wanted.oid
