@@ -89,6 +89,7 @@ class _Compiler:
     def __init__(self, document: RulesDocument, findings: Findings, default_schema: str) -> None:
         self._document, self._findings, self._default_schema = document, findings, default_schema
         self._columns: list[NamedColumn] = []
+        self._selects: dict[str, Select] = {}  # common table expressions by their text
         self._tables: dict[NamedTable, None] = {}
         self._buckets = _Sources(document.options)
         self._indexes = _Sources(document.options)
@@ -153,8 +154,9 @@ class _Compiler:
     def _parsed(self, texts: dict[str, Scalar], definition: str) -> dict[str, Select]:
         parsed: dict[str, Select] = {}
         for name, query in texts.items():
+            text = str(query.value)
             try:
-                parsed[name] = parse_select(str(query.value))
+                parsed[name] = self._selects.get(text) or self._selects.setdefault(text, parse_select(text))
             except SqlError as error:
                 self._findings.sql_error(error, query, definition)
         return parsed
