@@ -189,7 +189,8 @@ class ChangeApplier:
                 self._drop_copy(table, before_key, before, rows, output)
             self._add_copy(table, after_key, after, located, rows, output)
             return
-        _move(table.id, before_key or after_key, after_key, before or NOWHERE, after, located.places, output)
+        old_key = after_key if before_key is None else before_key  # a key may be the empty text
+        _move(table.id, old_key, after_key, before or NOWHERE, after, located.places, output)
         if table.identity != "none":
             if before_key is not None and before_key != after_key:
                 rows.forget(table, before_key)
