@@ -16,12 +16,14 @@ DROP_TIMEOUT_S = 20.0
 
 
 @contextmanager
-def temporary_database(server_url: str, *, template: str = "template0") -> Iterator[str]:
+def temporary_database(server_url: str, *, template: str = "template0", encoding: str = "UTF8") -> Iterator[str]:
     """Make a database, yield its URL, and drop it with whatever slots follow it."""
     name = f"localsync_{secrets.token_hex(4)}"
     with psycopg.connect(server_url, autocommit=True) as connection:
-        make = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
-        connection.execute(make.format(sql.Identifier(name), sql.Identifier(template)))
+        make = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        if encoding != "UTF8":  # only the locale C goes with every encoding
+            make += sql.SQL(" ENCODING {} LOCALE_PROVIDER libc LOCALE 'C'").format(sql.Literal(encoding))
+        connection.execute(make)
     try:
         yield with_database(server_url, name)
     finally:

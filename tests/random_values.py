@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-SCHEMA = 'odd "Schema".%'
+SCHEMA = 'odd "Schema".x'
 ODD_NAMES = ['a "b"', "Ünïcode", "select", "x.y", "c{d}", "tab\there", "(p)", "semi;colon", "q'uote", "back\\slash"]
 WORDS = (
     *("", " ", "NULL", "null", "empty", "infinity", "t", "0", "{}", "()", "[)", '"', '""', "\\", "\\\\", "'", ",", ";"),
@@ -120,7 +120,7 @@ class TypeFactory:
 
     choose: random.Random
     session: psycopg.Connection[Any]
-    words: Sequence[str] = (*WORDS, *LATIN1, *BEYOND_LATIN1)
+    words: Sequence[str] = WORDS + LATIN1 + BEYOND_LATIN1
     _made: int = 0
 
     def scalars(self) -> list[RandomType]:

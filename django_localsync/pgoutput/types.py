@@ -49,7 +49,8 @@ class PgType:
 
     `name` is the catalogue's (`int4`, not `integer`; `_int4` for its array); `element` is an array's element, a
     domain's base, a range's subtype or a multirange's range; `members` are a composite's attributes in order;
-    `delimiter` stands between elements of an array of this type (`;` for box, else `,`).
+    `delimiter` stands between elements of an array of this type (`;` for box, else `,`); `facts` say what of its own
+    definition shows in values: an enum's labels, a composite's attributes.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PgType:
     element: PgType | None = None
     members: tuple[Member, ...] = ()
     delimiter: str = DEFAULT_DELIMITER
+    facts: tuple[str, ...] = ()
 
     @classmethod
     def named(cls, name: str) -> Self:
@@ -86,11 +88,21 @@ class PgType:
         """Whether Postgres brings this type itself, as against one that a user or an extension made."""
         return self.schema == CATALOG_SCHEMA
 
+    def all_facts(self) -> frozenset[str]:
+        """The facts of the type and of its parts.
+
+        Values converted before stay as they would be now while no fact is gone: a new label or attribute only adds
+        some, a renamed or dropped one takes some away. No fact holds a line break.
+        """
+        parts = [self.element] if self.element else [member.type for member in self.members]
+        return frozenset(self.facts).union(*(part.all_facts() for part in parts))
+
 
 class PgTypeRow(NamedTuple):
     """What the catalogue says of one type; parts are named by oid (see `replication/types.py` for the query).
 
-    `element` is None for kinds without one; `members` are names and type oids of a composite's attributes.
+    `element` is None for kinds without one; `members` are names and type oids of a composite's attributes; `facts` are
+    those of `PgType`.
     """
 
     oid: int
@@ -100,6 +112,7 @@ class PgTypeRow(NamedTuple):
     element: int | None
     delimiter: str
     members: Sequence[tuple[str, int]]
+    facts: Sequence[str] = ()
 
 
 def types_from_rows(rows: Iterable[PgTypeRow]) -> dict[int, PgType]:
@@ -121,6 +134,7 @@ def types_from_rows(rows: Iterable[PgTypeRow]) -> dict[int, PgType]:
             element=None if row.element is None else resolve(row.element),
             members=tuple(Member(name, resolve(oid)) for name, oid in row.members),
             delimiter=row.delimiter,
+            facts=tuple(row.facts),
         )
 
     return {oid: resolve(oid) for oid in by_oid}

@@ -22,7 +22,7 @@ from .changes import ChangeApplier, ReplicatedTable
 from .layout import Identity, LayoutBuilder, identity_at
 from .marks import CatalogRead
 from .progress import Progress
-from .tables import CatalogTable
+from .tables import CatalogTable, still_mean
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class FollowedTables:
         before = dict(stored.columns)
         silent = {column.name for column in table.columns if not column.has_default_for_old_rows}
         added = {name for name, _ in columns if name not in before}
-        changed = [name for name, type_name in before.items() if dict(columns).get(name) != type_name]
+        changed = [name for name, meaning in before.items() if not still_mean(meaning, dict(columns).get(name))]
         if changed or not added <= silent:
             what = ", ".join(sorted({*changed, *(added - silent)}))
             logger.info("%s changed (%s); its rows are read again", stored.name, what)

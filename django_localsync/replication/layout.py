@@ -49,9 +49,9 @@ class LayoutBuilder:
         return read_table(self._reader, oid)
 
     def used_columns(self, table: CatalogTable) -> tuple[tuple[str, str], ...]:
-        """Name and type of the columns that are read, sorted by name."""
+        """Name and meaning of the columns that are read, sorted by name."""
         used = self._used(table.name, self._typed(table.columns))
-        return tuple(sorted((column.name, column.type_name) for n, column in enumerate(table.columns) if n in used))
+        return tuple(sorted((column.name, column.meaning) for n, column in enumerate(table.columns) if n in used))
 
     def from_catalog(
         self, stored: StoredTable, table: CatalogTable, definitions: Collection[int] | None = None

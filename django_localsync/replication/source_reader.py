@@ -320,7 +320,7 @@ def _shape(table: CatalogTable) -> object:
         table.name,
         table.identity,
         table.key_columns,
-        [(column.name, column.type_oid, column.type_name) for column in table.columns],
+        [(column.name, column.type_oid, column.meaning) for column in table.columns],
     )
 
 

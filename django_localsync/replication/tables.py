@@ -10,7 +10,7 @@ https://www.postgresql.org/docs/current/logical-replication-publication.html
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -19,6 +19,7 @@ import orjson
 from ..pgoutput.messages import Unchanged
 from ..storage.connections import Connection
 from ..sync_rules.plan import TableName
+from .types import read_types
 
 MAX_KEY_LENGTH = 500  # characters; at most 2000 bytes, which fit an index entry
 HASHED = "sha256:"
@@ -29,6 +30,8 @@ HASHED = "sha256:"
 TOAST_EXPANSION = 8
 DEFAULT_TOAST_TARGET = 2032
 
+FIRST_USER_OID = 16384  # types below came with the server
+
 KeyValues = Sequence[str | Unchanged | None]
 
 
@@ -36,8 +39,9 @@ KeyValues = Sequence[str | Unchanged | None]
 class CatalogColumn:
     """A column as the catalogue has it; `toastable`: its values may be stored out of line.
 
-    `type_name` is the type with its modifier; a column that was added with a default has values in rows that no
-    statement wrote since (`has_default_for_old_rows`).
+    `type_name` is the type with its modifier, `type_facts` what shows in values of the definition of a type that a
+    project made; a column that was added with a default has values in rows that no statement wrote since
+    (`has_default_for_old_rows`).
     """
 
     name: str
@@ -45,6 +49,12 @@ class CatalogColumn:
     toastable: bool
     type_name: str = ""
     has_default_for_old_rows: bool = False
+    type_facts: tuple[str, ...] = ()
+
+    @property
+    def meaning(self) -> str:
+        """What values that were read depend on, a line each; see `still_mean`."""
+        return "\n".join([self.type_name, *self.type_facts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +96,21 @@ CATALOG_TABLES = """
 def read_tables(connection: Connection, uses: Callable[[TableName], bool]) -> list[CatalogTable]:
     """Ordinary tables that the rules use."""
     rows = connection.execute(CATALOG_TABLES, {"toast_target": DEFAULT_TOAST_TARGET, "oid": None})
-    return [_catalog_table(row) for row in rows if uses(TableName(row[1], row[2]))]
+    return _with_type_facts(connection, [_catalog_table(row) for row in rows if uses(TableName(row[1], row[2]))])
 
 
 def read_table(connection: Connection, oid: int) -> CatalogTable | None:
     """One ordinary table, or None where it is gone."""
     row = connection.execute(CATALOG_TABLES, {"toast_target": DEFAULT_TOAST_TARGET, "oid": oid}).fetchone()
-    return _catalog_table(row) if row else None
+    return _with_type_facts(connection, [_catalog_table(row)])[0] if row else None
+
+
+def still_mean(before: str, now: str | None) -> bool:
+    """Whether values read under one `CatalogColumn.meaning` are those that would be read under another.
+
+    Lines may be added, as by a new label of an enum; when one is gone, something was renamed, dropped or retyped.
+    """
+    return now is not None and set(before.split("\n")).issubset(now.split("\n"))
 
 
 def key_function(positions: Sequence[int]) -> Callable[[KeyValues], str]:
@@ -123,6 +141,20 @@ def _bounded(key: str | Unchanged | None) -> str:
     if len(key) > MAX_KEY_LENGTH or key.startswith(HASHED):
         return HASHED + sha256(key.encode()).hexdigest()
     return key
+
+
+def _with_type_facts(connection: Connection, tables: list[CatalogTable]) -> list[CatalogTable]:
+    oids = {column.type_oid for table in tables for column in table.columns if column.type_oid >= FIRST_USER_OID}
+    if not oids:
+        return tables
+    facts = {oid: tuple(sorted(pg_type.all_facts())) for oid, pg_type in read_types(connection, oids).items()}
+    return [
+        replace(
+            table,
+            columns=tuple(replace(column, type_facts=facts.get(column.type_oid, ())) for column in table.columns),
+        )
+        for table in tables
+    ]
 
 
 def _catalog_table(row: tuple[Any, ...]) -> CatalogTable:

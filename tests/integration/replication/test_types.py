@@ -20,13 +20,16 @@ from django_localsync.pgoutput.messages import UNCHANGED, Insert, Relation, Upda
 from django_localsync.pgoutput.types import PgType
 from django_localsync.pgoutput.values import ValueOptions, converter
 from django_localsync.replication.types import read_types
-from django_localsync.storage.connections import connect_for_rows
+from django_localsync.storage import connections
+from django_localsync.storage.connections import connect, connect_for_rows
 from tests.conftest import SOAK
 from tests.databases import temporary_database
 from tests.pgoutput_capture import END, messages, read_frames
 from tests.random_values import (
+    LATIN1,
     SCHEMA,
     TABLE,
+    WORDS,
     Absent,
     RandomType,
     TypeFactory,
@@ -35,6 +38,7 @@ from tests.random_values import (
     exact,
     identifier,
     insert,
+    quoted,
 )
 
 # What prints or reads values otherwise, where a role or database has it.
@@ -50,6 +54,9 @@ HOSTILE_SETTINGS = {
 }
 
 
+PLAIN = "-c DateStyle=ISO -c TimeZone=UTC -c IntervalStyle=postgres -c lc_monetary=C -c search_path=public"
+
+
 class Wire(NamedTuple):
     """Rows as texts, by id: as COPY and as the stream gave them; the latter with what updates left out."""
 
@@ -61,14 +68,13 @@ class Wire(NamedTuple):
 
 
 @contextmanager
-def source(url: str) -> Iterator[psycopg.Connection[Any]]:
+def source_session(url: str) -> Iterator[psycopg.Connection[Any]]:
     """A session of a user on the source that replication connects to; its settings are the server's own."""
-    plain = "-c DateStyle=ISO -c TimeZone=UTC -c IntervalStyle=postgres -c lc_monetary=C -c search_path=public"
     with (
         override_settings(LOCALSYNC={"REPLICATION_URL": url}),
-        closing(psycopg.connect(url, autocommit=True, options=plain, client_encoding="UTF8")) as session,
+        closing(psycopg.connect(url, autocommit=True, options=PLAIN, client_encoding="UTF8")) as session,
     ):
-        session.execute(f"CREATE SCHEMA IF NOT EXISTS {identifier(SCHEMA)}".encode())
+        session.execute(f"CREATE SCHEMA {identifier(SCHEMA)}".encode())
         yield session
 
 
@@ -176,17 +182,14 @@ def seed() -> int:
 
 def spoil(session: psycopg.Connection[Any]) -> None:
     """Settings that print and read values otherwise, for all sessions to come."""
+    database = identifier(session.info.dbname)
     for name, value in HOSTILE_SETTINGS.items():
-        session.execute(
-            psycopg.sql.SQL("ALTER DATABASE {} SET {} TO {}").format(
-                psycopg.sql.Identifier(session.info.dbname), psycopg.sql.SQL(name), psycopg.sql.Literal(value)
-            )
-        )
+        session.execute(f"ALTER DATABASE {database} SET {name} TO {quoted(value)}".encode())
 
 
 @pytest.mark.parametrize("run", range(500 if SOAK else 6))
 def test_copy_stream_and_expectation_agree_whatever_the_settings_are(server_url, run, seed):
-    with temporary_database(server_url) as url, source(url) as session:
+    with temporary_database(server_url) as url, source_session(url) as session:
         types, rows = draw_rows(session, random.Random(seed), types=25, rows=12)
         spoil(session)
 
@@ -242,7 +245,7 @@ def _wrap(patch: pytest.MonkeyPatch, name: str, arguments: Callable[..., tuple[A
 @pytest.fixture(scope="module")
 def transported(server_url: str) -> tuple[list[RandomType], list[list[Value]], Wire]:
     """Values of every kind that have gone both ways."""
-    with temporary_database(server_url) as url, source(url) as session:
+    with temporary_database(server_url) as url, source_session(url) as session:
         types, rows = draw_rows(session, random.Random(1), types=20, rows=20, parts_of_all=True)
         return types, rows, transport(session, rows)
 
@@ -256,3 +259,40 @@ def test_the_property_finds_a_deliberate_fault(transported, fault, monkeypatch):
     FAULTS[fault](monkeypatch)
 
     assert disagreements(*transported)
+
+
+@pytest.mark.parametrize("setting", [name for name in HOSTILE_SETTINGS if name != "statement_timeout"])
+def test_the_property_finds_a_setting_that_is_not_fixed(server_url, setting, monkeypatch):
+    with temporary_database(server_url) as url, source_session(url) as session:
+        types, rows = draw_rows(session, random.Random(1), types=0, rows=20)
+        spoil(session)
+        monkeypatch.delitem(connections.TEXT_FORMAT, setting)
+
+        assert disagreements(types, rows, transport(session, rows))
+
+
+def test_neither_environment_nor_parameters_of_the_alias_change_what_is_printed(server_url, monkeypatch):
+    monkeypatch.setenv("PGTZ", "Asia/Tokyo")
+    monkeypatch.setenv("PGDATESTYLE", "SQL, MDY")
+    with temporary_database(server_url) as url, source_session(url + "?client_encoding=latin1") as session:
+        types, rows = draw_rows(session, random.Random(1), types=5, rows=10)
+
+        assert disagreements(types, rows, transport(session, rows))[:3] == []
+
+
+def test_no_timeout_of_a_role_ends_a_long_statement(server_url):
+    with temporary_database(server_url) as url, source_session(url) as session:
+        spoil(session)
+        with closing(connect("default")) as ordinary, closing(connect_for_rows("default")) as ours:
+            assert ordinary.execute("SHOW statement_timeout").fetchone() == ("1s",)
+            assert ours.execute("SHOW statement_timeout").fetchone() == ("0",)
+
+
+def test_a_database_in_another_encoding(server_url, seed):
+    with temporary_database(server_url, encoding="LATIN1") as url, source_session(url) as session:
+        assert session.execute("SHOW server_encoding").fetchone() == ("LATIN1",)
+        words = [word for word in WORDS + LATIN1 if word.isprintable() or word.isascii()]
+        types, rows = draw_rows(session, random.Random(seed), types=25, rows=12, words=words)
+        session.execute(f"ALTER DATABASE {identifier(session.info.dbname)} SET client_encoding TO latin1".encode())
+
+        assert disagreements(types, rows, transport(session, rows))[:3] == [], f"seed {seed}"

@@ -38,3 +38,14 @@ def test_built_in_types_are_known_by_name_without_a_database():
     assert PgType.named("tstzmultirange").element == PgType.named("tstzrange")
     assert PgType.named("tstzrange").element == PgType.named("timestamptz")
     assert PgType.named("box").delimiter == ";"
+
+
+def test_a_type_is_told_by_the_facts_of_all_of_its_parts():
+    mood = PgTypeRow(1, "public", "mood", "enum", None, ",", (), ["1 label 10 sad"])
+    pair = PgTypeRow(2, "public", "pair", "composite", None, ",", [("a", 3), ("b", 23)], ["2 attribute 1 a"])
+    moods = PgTypeRow(3, "public", "_mood", "array", 1, ",", ())
+
+    types = types_from_rows([mood, pair, moods, INT4])
+
+    assert types[2].all_facts() == {"1 label 10 sad", "2 attribute 1 a"}
+    assert types[23].all_facts() == frozenset()
