@@ -8,7 +8,6 @@ exact.
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, cast
 from ..sync_rules.plan import LookupKey, RequestParameters, Resolution
 from .evaluator import Evaluator
 
-BATCH = 20_000  # buckets or entries that are kept in memory
+BATCH = 100_000  # buckets that are counted in memory before they are added to the database: some 30 MB
 CACHE_KIB = 64 * 1024
 
 OnUsers = Callable[[int], None]
@@ -113,23 +112,25 @@ class _Store:
 
     def add_rows(self, source: int, rows: Iterable[tuple[str, int]]) -> None:
         """Count rows of the buckets of a source: parameters and bytes of each."""
-        counts: Counter[str] = Counter()
-        sizes: Counter[str] = Counter()
+        counted: dict[str, list[int]] = {}
         for parameters, size in rows:
-            counts[parameters] += 1
-            sizes[parameters] += size
-            if len(counts) >= BATCH:
-                self._save(source, counts, sizes)
-        self._save(source, counts, sizes)
+            count = counted.get(parameters)
+            if count is None:
+                if len(counted) >= BATCH:
+                    self._save(source, counted)
+                counted[parameters] = [1, size]
+            else:
+                count[0] += 1
+                count[1] += size
+        self._save(source, counted)
 
-    def _save(self, source: int, counts: Counter[str], sizes: Counter[str]) -> None:
+    def _save(self, source: int, counted: dict[str, list[int]]) -> None:
         self._database.executemany(
             "INSERT INTO buckets VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
             " SET rows = rows + excluded.rows, bytes = bytes + excluded.bytes",
-            sorted((source, parameters, count, sizes[parameters]) for parameters, count in counts.items()),
+            sorted((source, parameters, *count) for parameters, count in counted.items()),
         )
-        counts.clear()
-        sizes.clear()
+        counted.clear()
 
     def add_entries(self, entries: Iterable[tuple[int, str, str]]) -> None:
         """Remember entries of the parameter index."""

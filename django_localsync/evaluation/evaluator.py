@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -67,10 +67,24 @@ class Resolved:
     entries: Mapping[LookupKey, Sequence[Entry]]
     problem: str | None
 
-    @property
+    @cached_property
     def buckets(self) -> dict[BucketKey, ResolvedBucket]:
         """The buckets by source and parameters."""
         return {(bucket.source, bucket.parameters): bucket for bucket in self.resolution.buckets}
+
+    def find(self, source: int, outputs: Mapping[int, SqliteValue]) -> Iterator[Entry]:
+        """Those of the entries that belong to an index, and have these outputs by position."""
+        positions = tuple(sorted(outputs))
+        if (source, positions) not in self._by_outputs:
+            found = self._by_outputs.setdefault((source, positions), defaultdict(list))
+            for entry in (entry for key, entries in self.entries.items() if key.source == source for entry in entries):
+                values = orjson.loads(entry.outputs)
+                found[tuple(values[position] for position in positions)].append(entry)
+        yield from self._by_outputs[source, positions].get(tuple(outputs[position] for position in positions), ())
+
+    @cached_property
+    def _by_outputs(self) -> dict[tuple[int, tuple[int, ...]], dict[tuple[SqliteValue, ...], list[Entry]]]:
+        return {}
 
 
 @dataclass

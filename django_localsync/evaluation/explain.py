@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -18,8 +18,8 @@ from ..sync_rules.request_values import RequestValues, request_function
 from ..sync_rules.rows import SourceQuery, row_evaluator
 from ..sync_rules.values import normalised
 from .describe import describe, describe_condition
-from .evaluator import BucketKey, Entry, Evaluator, LocatedRow, Resolved
-from .paths import FindEntries, Path, paths_to
+from .evaluator import BucketKey, Evaluator, LocatedRow, Resolved
+from .paths import Path, paths_to
 from .reading import LiveTable, Values
 
 MAX_PATHS = 3  # shown where somebody else's access explains why this user has none
@@ -56,11 +56,10 @@ class Explainer:
 
     def ways_taken(self, resolved: Resolved, bucket: BucketKey) -> list[Path]:
         """The ways on which a request got a bucket."""
-        find = _among([entry for entries in resolved.entries.values() for entry in entries])
         return [
             path
             for definition in self._asked(resolved, bucket)
-            for path in paths_to(definition, bucket, find)
+            for path in paths_to(definition, bucket, resolved.find)
             if any(fits(path, values) for values in _values(resolved.request, definition))
         ]
 
@@ -214,19 +213,6 @@ def _values(request: RequestParameters, definition: CompiledDefinition) -> Itera
     for asked in request.subscriptions:
         if asked.stream == definition.name:
             yield RequestValues(request, asked.parameters)
-
-
-def _among(entries: Sequence[Entry]) -> FindEntries:
-    """Finds among the entries that a request was answered with."""
-
-    def find(source: int, outputs: Mapping[int, SqliteValue]) -> Iterator[Entry]:
-        for entry in entries:
-            if entry.source == source:
-                values = orjson.loads(entry.outputs)
-                if all(values[position] == value for position, value in outputs.items()):
-                    yield entry
-
-    return find
 
 
 def _buckets_of(row: LocatedRow) -> list[BucketKey]:
