@@ -34,6 +34,22 @@ class OwnServer(EmbeddedPostgres):
         self.url = super().start()
         return self.url
 
+    def change_settings(self, **settings: str) -> None:
+        """Settings of Postgres from its next start on."""
+        self._settings = {**self._settings, **settings}
+
+    def run(self, program: str, *arguments: str) -> None:
+        """Run a program of Postgres as the user who owns the cluster."""
+        process = self._popen([self.programs / program, *arguments], subprocess.PIPE)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output.decode(errors="replace")
+
+    def make_empty_cluster(self) -> None:
+        """Make the folder that a backup is to fill."""
+        self.cluster.mkdir(mode=0o700)
+        if self._account:
+            os.chown(self.cluster, self._account.pw_uid, self._account.pw_gid)
+
     def connect(self, database: str = "postgres") -> psycopg.Connection:
         """A session in autocommit mode."""
         return psycopg.connect(self.url, dbname=database, autocommit=True)
@@ -72,15 +88,24 @@ def copy_cluster(server: OwnServer, folder: Path, **settings: str) -> OwnServer:
 
 @contextmanager
 def database_alias(name: str, url: str) -> Iterator[str]:
-    """A Django alias of another server's database."""
-    configured = connections.configure_settings({"default": {}, name: parse_url(url)})
-    connections.settings[name] = configured[name]
+    """A Django alias of another server's database; in place of another one of that name for a while."""
+    before = connections.settings.get(name)
+    _disconnect(name)
+    connections.settings[name] = connections.configure_settings({"default": {}, name: parse_url(url)})[name]
     try:
         yield name
     finally:
-        connections[name].close()
-        del connections[name]
+        _disconnect(name)
         del connections.settings[name]
+        if before is not None:
+            connections.settings[name] = before
+
+
+def _disconnect(name: str) -> None:
+    for connection in connections.all(initialized_only=True):
+        if connection.alias == name:
+            connection.close()
+            del connections[name]
 
 
 @contextmanager

@@ -216,7 +216,7 @@ def _table_status(table: SourceTable, names: dict[int, str]) -> TableStatus:
             "no replica identity: updates and deletes are not synced; give it a primary key, or run: "
             f"ALTER TABLE {table.schema}.{table.name} REPLICA IDENTITY FULL"
         )
-    if table.problem:
+    elif table.problem:
         status.problems.append(table.problem)
     return status
 
