@@ -114,12 +114,12 @@ def check_rules_against_database(databases: Sequence[str] | None = None, **_: An
     to be applied, nothing is said.
     """
     try:
-        alias, rules = get_settings().source, _compiled()
+        sources, rules = get_settings().sources, _compiled()
     except ConfigurationError:
         return []  # check_rules tells
-    if alias not in (databases or ()) or _migrations_wait(alias):
+    if any(alias not in (databases or ()) or _migrations_wait(alias) for alias in sources):
         return []
-    tables = _database_tables(alias)
+    tables = _database_tables(sources)
     of_models = _model_tables()
     unknown_to_models = [table for table in tables if table.name not in {table.name for table in of_models}]
     said = {message.msg for message in _of_layout(rules, _layout(of_models))}
@@ -224,13 +224,14 @@ _COLUMNS = """
 """
 
 
-def _database_tables(alias: str) -> list[_Table]:
-    """Every table and view of the source."""
+def _database_tables(aliases: Iterable[str]) -> list[_Table]:
+    """Every table and view of the sources; those of one name in several sources are one."""
     found: dict[tuple[str, str, bool], dict[str, str]] = {}
-    with connections[alias].cursor() as cursor:
-        cursor.execute(_COLUMNS)
-        for schema, table, is_ordinary, column, kind in cursor.fetchall():
-            found.setdefault((schema, table, is_ordinary), {})[column] = kind
+    for alias in aliases:
+        with connections[alias].cursor() as cursor:
+            cursor.execute(_COLUMNS)
+            for schema, table, is_ordinary, column, kind in cursor.fetchall():
+                found.setdefault((schema, table, is_ordinary), {})[column] = kind
     return [_Table(TableName(schema, name), columns, ordinary) for (schema, name, ordinary), columns in found.items()]
 
 

@@ -97,23 +97,23 @@ class Contents:
 
 @dataclass
 class Evaluator:
-    """Answers questions about a plan from the tables of a Django alias, in the layout they have when it is made."""
+    """Answers questions about a plan from the tables of the sources, in the layout they have when it is made."""
 
     plan: CompiledPlan
-    alias: str
+    aliases: Sequence[str]
     max_buckets: int
     on_rows: OnRows | None = None
     errors: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     """How often a query (by its source's name) left out a row, by message."""
 
     def __post_init__(self) -> None:
-        self.reader = Reader(self.alias, self.plan)
+        self.reader = Reader(self.aliases, self.plan)
 
     @classmethod
     def of_project(cls, *, on_rows: OnRows | None = None) -> Evaluator:
-        """For the project's rules and source. Raises ConfigurationError."""
+        """For the project's rules and sources. Raises ConfigurationError."""
         settings = get_settings()
-        return cls(compile_project_rules().plan, settings.source, settings.max_buckets, on_rows)
+        return cls(compile_project_rules().plan, settings.sources, settings.max_buckets, on_rows)
 
     # Requests
 
@@ -207,9 +207,7 @@ class Evaluator:
     def tables_of(self, source: CompiledSource) -> list[LiveTable]:
         """The tables that a source reads."""
         return [
-            table
-            for table in self.reader.tables.values()
-            if any(query.table.matches(table.name) for query in source.queries)
+            table for table in self.reader.tables if any(query.table.matches(table.name) for query in source.queries)
         ]
 
     def _evaluated(

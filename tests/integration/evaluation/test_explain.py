@@ -195,7 +195,7 @@ def test_an_estimate_of_many_buckets_agrees_with_postgres_in_bounded_memory(db, 
                        " FROM (SELECT count(*) AS n FROM many GROUP BY owner) AS o")  # fmt: skip
         wanted = cursor.fetchone()
     rules = {"config": {"edition": 3}, "streams": {"s": {"query": "SELECT * FROM many WHERE owner = auth.user_id()"}}}
-    evaluator = Evaluator(compile_rules(rules).plan, "default", 1000)
+    evaluator = Evaluator(compile_rules(rules).plan, ["default"], 1000)
     read: list[int] = []
     evaluator.on_rows = lambda table, count: read.append(count)
 

@@ -311,7 +311,7 @@ def test_reading_only_what_may_matter_finds_the_same(db, column, values):
         cursor.execute(f"INSERT INTO things (k) VALUES {', '.join(f'({value})' for value in values)}")
     expression = f"CAST(k AS {cast})" if cast else "k"
     plan = compile_rules(stream("s", f"SELECT id, k FROM things WHERE {expression} = auth.user_id()")).plan
-    evaluator = Evaluator(plan, "default", 1000)
+    evaluator = Evaluator(plan, ["default"], 1000)
     everything = [row for _, _, row in evaluator.bucket_rows(0)]
     assert len(everything) == sum(value not in ("NULL", "'NaN'") for value in values)
 
