@@ -23,7 +23,7 @@ from django.utils.module_loading import import_string
 from .auth import user_claims
 from .conf import Settings, get_settings, read_written_rules
 from .evaluation import Evaluator, compile_cached
-from .evaluation.estimate import estimate
+from .evaluation.estimate import estimate, most_common_keys
 from .evaluation.findings import Finding, Tables, hopeless, repeated_names, unrestricted, without_id
 from .exceptions import ConfigurationError, RulesError
 from .sync_rules import CompiledRules
@@ -289,25 +289,38 @@ def _of_layout(rules: CompiledRules, tables: Tables) -> Iterator[CheckMessage]:
 
 
 def _beyond_limits() -> Iterator[CheckMessage]:
-    """Users whom the server would refuse, where these are counted in a moment."""
-    users = get_user_model()._default_manager
+    """Users whom the server would refuse: counted, where that takes a moment, else by Postgres's statistics."""
     try:
         evaluator = Evaluator.of_project()
-        looked_up = [table for index in evaluator.plan.indexes for table in evaluator.tables_of(index)]
-        if sum(table.estimated_rows for table in looked_up) > MAX_ROWS_TO_COUNT:
-            return
-        active = [user for user in users.order_by("pk")[: MAX_USERS_TO_COUNT + 1] if user.is_active]
-        if len(active) > MAX_USERS_TO_COUNT:
-            return
-        found = estimate(evaluator, lambda: [RequestParameters(user_claims(user)) for user in active], rows=False)
+        looked_up = {table for index in evaluator.plan.indexes for table in evaluator.tables_of(index)}
+        users = [*get_user_model()._default_manager.order_by("pk")[: MAX_USERS_TO_COUNT + 1]]
+        small = sum(table.estimated_rows for table in looked_up) <= MAX_ROWS_TO_COUNT
+        if small and len(users) <= MAX_USERS_TO_COUNT:
+            yield from _counted_beyond_limits(evaluator, [user for user in users if user.is_active])
+        else:
+            yield from _estimated_beyond_limits(evaluator)
     except (DatabaseError, ConfigurationError):
         return  # it cannot be asked now; other checks tell why
+
+
+def _counted_beyond_limits(evaluator: Evaluator, users: Sequence[Any]) -> Iterator[CheckMessage]:
+    found = estimate(evaluator, lambda: [RequestParameters(user_claims(user)) for user in users], rows=False)
     if found.beyond_limit:
         greatest = max(found.buckets_per_user, found.lookups_per_user, key=lambda spread: spread.max)
-        yield CheckWarning(
-            f"the server refuses {found.beyond_limit} of {len(active)} users: user {greatest.greatest} would have "
-            f"{found.buckets_per_user.max} buckets, {found.lookups_per_user.max} results of lookups at most; "
-            f"MAX_BUCKETS is {found.max_buckets}",
-            hint="let a bucket hold more rows, or raise MAX_BUCKETS; see manage.py localsync_explain --estimate",
-            id="localsync.W009",
+        message = (
+            f"the server refuses {found.beyond_limit} of {len(users)} users: user {greatest.greatest} would have "
+            f"{found.buckets_per_user.max} buckets, {found.lookups_per_user.max} results of lookups at most"
         )
+        yield _limit_warning(message, found.max_buckets)
+
+
+def _estimated_beyond_limits(evaluator: Evaluator) -> Iterator[CheckMessage]:
+    for common in most_common_keys(evaluator):
+        if common.rows > evaluator.max_buckets:
+            message = f"'{common.definition}': about {common.rows} rows of {common.table.name} have one {common.column}"
+            yield _limit_warning(f"{message}, and a lookup of it would find them all", evaluator.max_buckets)
+
+
+def _limit_warning(message: str, max_buckets: int) -> CheckMessage:
+    hint = "let a bucket hold more rows, or raise MAX_BUCKETS; see manage.py localsync_explain --estimate"
+    return CheckWarning(f"{message}; MAX_BUCKETS is {max_buckets}", hint=hint, id="localsync.W009")

@@ -35,7 +35,7 @@ def condition(wanted: Wanted, columns: Sequence[Column]) -> sql.Composable | Non
 
 
 def _any_of(expr: Expr, values: Collection[SqliteValue], types: Mapping[str, PgType]) -> sql.Composable | None:
-    column, as_text = _column(expr)
+    column, as_text = plain_column(expr)
     kind = types.get(column.name) if column else None
     if column is None or kind is None or kind.kind is not TypeKind.BASE or not kind.is_built_in:
         return None
@@ -51,7 +51,7 @@ def _any_of(expr: Expr, values: Collection[SqliteValue], types: Mapping[str, PgT
     return None
 
 
-def _column(expr: Expr) -> tuple[ColumnExpr | None, bool]:
+def plain_column(expr: Expr) -> tuple[ColumnExpr | None, bool]:
     """The column that an expression is, and whether it is read as text."""
     match expr:
         case ColumnExpr():

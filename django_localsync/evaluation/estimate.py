@@ -8,13 +8,17 @@ exact.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
 
+from django.db import connections
+
 from ..sync_rules.plan import LookupKey, RequestParameters, Resolution
+from .conditions import plain_column
 from .evaluator import Evaluator
+from .reading import LiveTable
 
 BATCH = 100_000  # buckets that are counted in memory before they are added to the database: some 30 MB
 CACHE_KIB = 64 * 1024
@@ -81,6 +85,39 @@ def estimate(
             beyond,
             evaluator.max_buckets,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class CommonKey:
+    """The most common key of a lookup by Postgres's statistics: about so many rows of a table have one value."""
+
+    definition: str
+    table: LiveTable
+    column: str
+    rows: int
+
+
+_MOST_COMMON = """
+    SELECT most_common_freqs[1] FROM pg_stats
+     WHERE schemaname = %s AND tablename = %s AND attname = %s AND NOT inherited
+"""
+
+
+def most_common_keys(evaluator: Evaluator) -> Iterator[CommonKey]:
+    """How many rows the most common key of each lookup has, where that is a column of an analysed table."""
+    for definition in evaluator.plan.definitions:
+        for number in dict.fromkeys(step.source for querier in definition.queriers for step in querier.steps):
+            index = evaluator.plan.indexes[number]
+            for query, table in ((query, table) for query in index.queries for table in evaluator.tables_of(index)):
+                columns = {column.name for value in query.values if (column := plain_column(value)[0])}
+                if query.filters or len(query.values) != 1 or not columns or not query.table.matches(table.name):
+                    continue
+                (column_name,) = columns
+                with connections[table.alias].cursor() as cursor:
+                    cursor.execute(_MOST_COMMON, [table.name.schema, table.name.name, column_name])
+                    row = cursor.fetchone()
+                if row and row[0]:
+                    yield CommonKey(definition.name, table, column_name, round(row[0] * table.estimated_rows))
 
 
 def _read_tables(evaluator: Evaluator, store: _Store, rows: bool) -> None:

@@ -327,3 +327,21 @@ def test_users_whom_the_server_would_refuse_are_warned_of(checked):
 
     assert identifier == "localsync.W009"
     assert f"refuses 1 of 1 users: user {user.pk} would have 3 buckets" in message
+
+
+@pytest.mark.django_db
+def test_where_counting_takes_long_statistics_tell_who_would_be_refused(checked, monkeypatch):
+    monkeypatch.setattr("django_localsync.checks.MAX_ROWS_TO_COUNT", 0)
+    user = User.objects.create_user("alice")
+    for number in range(40):
+        TodoList.objects.create(name=str(number)).members.add(user)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE lists_members")
+    members = "SELECT todolist_id FROM lists_members WHERE CAST(user_id AS TEXT) = auth.user_id()"
+    text = rules(f"SELECT * FROM lists WHERE id IN ({members})")
+
+    assert checked(database=True, RULES=text, MAX_BUCKETS=40) == []
+    ((identifier, message),) = found(checked(database=True, RULES=text, MAX_BUCKETS=39))
+
+    assert identifier == "localsync.W009"
+    assert "about 40 rows of public.lists_members have one user_id" in message
