@@ -84,6 +84,9 @@ class Source(models.Model):
     prepared_for = models.BigIntegerField(
         default=0, help_text="The rule set whose tables were looked up in this source's catalogue."
     )
+    published = models.JSONField(
+        default=dict, help_text="By a table's oid: a mark of what is published of it, as of the last look."
+    )
     committed_at = models.DateTimeField(null=True, help_text="When the last commit that storage holds was made.")
     seen_at = models.DateTimeField(null=True, help_text="When the replicator last heard from this source.")
     error = models.TextField(default="", help_text="What keeps the replicator from following, with the way out.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 from django.db import connection
+from django.test import override_settings
 
 from django_localsync.buckets.operation import OpKind
 from django_localsync.models import Source
@@ -111,13 +112,15 @@ def _servers_of(source: Elsewhere, first: OwnServer) -> list[OwnServer]:
 @contextmanager
 def replicator(**settings: Any) -> Iterator[RunningReplicator]:
     """A replicator of `elsewhere`, just started, and stopped afterwards."""
-    running = RunningReplicator(RULES=NOTES, SOURCES=[ALIAS], **settings)
-    _replicators.append(running)
-    try:
-        yield running
-    finally:
-        _replicators.remove(running)
-        running.stop()
+    settings = {"RULES": NOTES, "SOURCES": [ALIAS], **settings}
+    with override_settings(LOCALSYNC=settings):
+        running = RunningReplicator(**settings)
+        _replicators.append(running)
+        try:
+            yield running
+        finally:
+            _replicators.remove(running)
+            running.stop()
 
 
 _replicators: list[RunningReplicator] = []

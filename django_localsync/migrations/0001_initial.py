@@ -55,6 +55,13 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "published",
+                    models.JSONField(
+                        default=dict,
+                        help_text="By a table's oid: a mark of what is published of it, as of the last look.",
+                    ),
+                ),
+                (
                     "committed_at",
                     models.DateTimeField(help_text="When the last commit that storage holds was made.", null=True),
                 ),

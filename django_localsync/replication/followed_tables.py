@@ -150,6 +150,7 @@ class FollowedTables:
                 self._add(table.oid, table.name, identity, columns, table.estimated_rows)
         self.load()
         self._fill_new_definitions(now, rule_set)
+        sources.save_published(self._storage, self._source.id, catalog.published)
         self.load()
 
     def _must_replace(self, stored: StoredTable, table: CatalogTable, catalog: CatalogRead) -> bool:

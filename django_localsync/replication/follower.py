@@ -143,10 +143,11 @@ class SourceFollower:
         """The source as storage has it, with a slot that can be continued; a new one where there is none."""
         stored = sources.load_source(storage, self._alias)
         problem = self._lost or (_continuation_problem(source, replication, stored) if stored else "it is new")
+        system = replication.identify_system()
         if stored is not None and problem is None:
+            sources.continue_on_timeline(storage, stored.id, system.timeline)
             return stored
         logger.info("%s: making a slot, because %s", self._alias, problem)
-        system = replication.identify_system()
         prefix = slot_prefix(self._settings.slot_name, system.database)
         slot = prefix if len(self._settings.sources) == 1 else f"{prefix}_{self._settings.sources.index(self._alias)}"
         if not drop_slot(source, slot):
@@ -208,6 +209,7 @@ class _Session:
             backfills,
             marks,
             lead.settings.heartbeat_interval_s,
+            stored.published,
         )
         self._progress = progress
 

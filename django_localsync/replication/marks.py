@@ -7,7 +7,7 @@ id nobody knows was written by an earlier life and means nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from secrets import token_hex
 from threading import Lock
@@ -25,10 +25,14 @@ Row = tuple[str | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class CatalogRead:
-    """The tables that are used, as the catalogue has them; changes of `unpublished` ones may be missing."""
+    """The tables that are used, as the catalogue has them; changes of `unpublished` ones may be missing.
+
+    `published` are their marks, see `publication_marks`.
+    """
 
     tables: Sequence[CatalogTable]
     unpublished: frozenset[TableName]
+    published: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)

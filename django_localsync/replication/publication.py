@@ -6,7 +6,6 @@ Postgres would refuse their UPDATE and DELETE. No column lists, because they mak
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,8 +16,6 @@ from ..exceptions import ConfigurationError
 from ..storage.connections import Connection
 from ..sync_rules.plan import TableName
 from .tables import CatalogTable
-
-logger = logging.getLogger(__name__)
 
 ALL_CHANGES = ("insert", "update", "delete", "truncate")
 INSERT_ONLY = ("insert", "truncate")
@@ -68,10 +65,10 @@ def publish_tables(connection: Connection, name: str, tables: Iterable[CatalogTa
     Raises ConfigurationError, with the statements to run, where the role may not alter publications.
     """
     changed: set[TableName] = set()
+    statements: list[sql.Composed] = []
     for publication, names, publish in _wanted(name, tables):
-        if publish is INSERT_ONLY:
-            _warn_of_insert_only(names)
-        changed |= _set_publication(connection, publication, names, publish)
+        changed |= _amend(connection, publication, names, publish, statements)
+    _execute(connection, statements)
     return changed
 
 
@@ -173,11 +170,11 @@ def _read_publication(connection: Connection, name: str) -> _Publication | None:
     )
 
 
-def _set_publication(
-    connection: Connection, name: str, tables: set[TableName], publish: tuple[str, ...]
+def _amend(
+    connection: Connection, name: str, tables: set[TableName], publish: tuple[str, ...], statements: list[sql.Composed]
 ) -> set[TableName]:
+    """Add the statements that make a publication what it must be; answers the tables it may have left out."""
     identifier, options = sql.Identifier(name), sql.Literal(", ".join(publish))
-    statements: list[sql.Composed] = []
     publication = _read_publication(connection, name)
     changed: set[TableName] = set()
     if publication is None:
@@ -194,7 +191,6 @@ def _set_publication(
     unwanted, missing = publication.names() - (whole & tables), tables - whole
     statements += [drop.format(identifier, _quoted(table)) for table in sorted(unwanted)]
     statements += [add.format(identifier, _quoted(table)) for table in sorted(missing)]
-    _execute(connection, statements)
     return changed | missing
 
 
@@ -211,15 +207,6 @@ def _execute(connection: Connection, statements: list[sql.Composed]) -> None:
 
 def _everything(name: str) -> str:
     return f"publication {name!r} is FOR ALL TABLES; drop it, or name another one in PUBLICATION_NAME"
-
-
-def _warn_of_insert_only(tables: set[TableName]) -> None:
-    for table in sorted(tables):
-        logger.warning(
-            "%s has no replica identity: its new rows are synced, updates and deletes are not; "
-            "give it a primary key, or ALTER TABLE … REPLICA IDENTITY FULL",
-            table,
-        )
 
 
 def _quoted(table: TableName) -> sql.Composable:

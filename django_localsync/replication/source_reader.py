@@ -7,7 +7,7 @@ see marks.py and `pgoutput/snapshots.py`, so it needs no lock on the follower's 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from threading import Event, Thread
 from time import monotonic
@@ -48,14 +48,17 @@ class SourceReader(Thread):
         backfills: Backfills,
         marks: Marks,
         heartbeat_interval_s: float,
+        published: Mapping[str, str],
     ) -> None:
+        """`published` are the marks of what is published of each table, by oid, as of the last life's last look."""
         super().__init__(name=f"localsync reader of {alias}", daemon=True)
         self._alias, self._publication, self._layouts = alias, publication, layouts
         self._backfills, self._marks = backfills, marks
         self._heartbeat_interval_s = heartbeat_interval_s
         self._stopping = Event()
         self._passed_commit = Event()
-        self._catalog: tuple[list[object], dict[int, str]] | None = None
+        self._shapes: list[object] | None = None
+        self._published = {int(oid): mark for oid, mark in published.items()}
         self._catalog_due = 0.0
         self._plans: dict[int, _Reading] = {}
         self.failure: BaseException | None = None
@@ -106,17 +109,13 @@ class SourceReader(Thread):
         """Tell the follower when tables, or what is published of them, are not what they were."""
         tables = read_tables(self._source, self._layouts.uses)
         unpublished = publish_tables(self._source, self._publication, tables)
-        seen = ([_shape(table) for table in tables], publication_marks(self._source, self._publication))
-        if seen != self._catalog:
-            changed = self._changed_publication(seen[1])
-            names = {table.name for table in tables if table.oid in changed}
-            self._marks.set(self._marker, CatalogRead(tables, frozenset(unpublished | names)))
-            self._catalog = seen
+        shapes, published = [_shape(table) for table in tables], publication_marks(self._source, self._publication)
+        if (shapes, published) != (self._shapes, self._published):
+            before = self._published
+            altered = {table.name for table in tables if before.get(table.oid) not in (None, published.get(table.oid))}
+            self._marks.set(self._marker, CatalogRead(tables, frozenset(unpublished | altered), published))
+            self._shapes, self._published = shapes, published
         self._catalog_due = monotonic() + CATALOG_INTERVAL_S
-
-    def _changed_publication(self, marks: dict[int, str]) -> set[int]:
-        before = self._catalog[1] if self._catalog else {}
-        return {oid for oid, mark in marks.items() if before.get(oid, mark) != mark}
 
     def _read(self, backfill: Backfill) -> None:
         reading = self._plans.setdefault(backfill.stored.id, _Reading())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, LiteralString
 
@@ -23,6 +23,7 @@ class StoredSource:
     system_identifier: str
     timeline: int
     prepared_for: int
+    published: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class StoredBackfill:
     estimated_rows: int
 
 
-_SOURCE = "id, alias, slot, lsn, written_lsn, system_identifier, timeline, prepared_for"
+_SOURCE = "id, alias, slot, lsn, written_lsn, system_identifier, timeline, prepared_for, published"
 
 
 def load_source(connection: Connection, alias: str) -> StoredSource | None:
@@ -77,11 +78,12 @@ def begin_source(connection: Connection, alias: str, slot: str, system: tuple[st
     """
     row = connection.execute(
         f"""
-        INSERT INTO localsync_source (alias, slot, lsn, written_lsn, system_identifier, timeline, prepared_for, error)
-        VALUES (%s, %s, 0, %s, %s, %s, 0, '')
+        INSERT INTO localsync_source (alias, slot, lsn, written_lsn, system_identifier, timeline, prepared_for,
+               published, error)
+        VALUES (%s, %s, 0, %s, %s, %s, 0, '{{}}', '')
             ON CONFLICT (alias) DO UPDATE
            SET slot = excluded.slot, lsn = 0, written_lsn = excluded.written_lsn, timeline = excluded.timeline,
-               system_identifier = excluded.system_identifier, prepared_for = 0
+               system_identifier = excluded.system_identifier, prepared_for = 0, published = '{{}}'
         RETURNING {_SOURCE}
         """,
         (alias, slot, lsn, *system),
@@ -118,6 +120,18 @@ def forget_sources(connection: Connection, aliases: Sequence[str]) -> list[tuple
 def mark_prepared(connection: Connection, source: int, rule_set: int) -> None:
     """Every table of the source that a rule set uses is recorded."""
     connection.execute("UPDATE localsync_source SET prepared_for = %s WHERE id = %s", (rule_set, source))
+
+
+def save_published(connection: Connection, source: int, marks: Mapping[int, str]) -> None:
+    """What is published of each table, as its changes were followed until here."""
+    connection.execute("UPDATE localsync_source SET published = %s::jsonb WHERE id = %s", (json.dumps(marks), source))
+
+
+def continue_on_timeline(connection: Connection, source: int, timeline: int) -> None:
+    """The source's history goes on under another number, as a promoted standby's does."""
+    connection.execute(
+        "UPDATE localsync_source SET timeline = %s WHERE id = %s AND timeline <> %s", (timeline, source, timeline)
+    )
 
 
 def report_error(connection: Connection, alias: str, error: str) -> None:
