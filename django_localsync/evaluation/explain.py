@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
@@ -10,18 +11,19 @@ import orjson
 from django.db import models
 
 from ..exceptions import EvaluationError
-from ..sync_rules.expressions import Element, Expr, SqliteValue
+from ..sync_rules.expressions import Element, Expr, Request, SqliteValue, walk
 from ..sync_rules.json_values import json_each
 from ..sync_rules.plan import DEFAULT, LookupKey, RequestParameters
-from ..sync_rules.queries import CompiledDefinition, Querier, RowQuery
+from ..sync_rules.queries import CompiledDefinition, Operand, Querier, RowQuery
 from ..sync_rules.request_values import RequestValues, request_function
 from ..sync_rules.rows import SourceQuery, row_evaluator
 from ..sync_rules.values import normalised
 from .describe import describe, describe_condition
-from .evaluator import BucketKey, Evaluator, LocatedRow, Resolved
-from .paths import Path, paths_to
+from .evaluator import BucketKey, Entry, Evaluator, LocatedRow, Resolved
+from .paths import ByPosition, Known, Path, paths_to
 from .reading import LiveTable, Values
 
+MAX_ENTRIES = 10_000  # of one index that are followed to show some ways
 MAX_PATHS = 3  # shown where somebody else's access explains why this user has none
 
 
@@ -45,14 +47,40 @@ class Explainer:
 
     # Why somebody has a bucket
 
-    def paths(self, bucket: BucketKey) -> Iterator[Path]:
-        """Every way to a bucket, for whomever, from the live tables."""
+    def paths(self, bucket: BucketKey, most: int) -> tuple[list[Path], bool]:
+        """The first ways to a bucket, for whomever, from the live tables; and whether there are or may be others."""
+        cut: list[int] = []
+        found = [
+            *islice(
+                (
+                    path
+                    for definition in self.definitions_of(bucket[0])
+                    for path in self._paths(definition, bucket, cut)
+                ),
+                most + 1,
+            )
+        ]
+        return found[:most], len(found) > most or bool(cut)
 
-        for definition in self.definitions_of(bucket[0]):
-            yield from self._paths_of(definition, bucket)
+    def _paths(
+        self,
+        definition: CompiledDefinition,
+        bucket: BucketKey,
+        cut: list[int] | None = None,
+        given: Known | None = None,
+    ) -> Iterator[Path]:
+        """Ways to a bucket. With `cut` at most MAX_ENTRIES of an index are followed, and it is told which had more."""
 
-    def _paths_of(self, definition: CompiledDefinition, bucket: BucketKey) -> Iterator[Path]:
-        return paths_to(definition, bucket, lambda source, outputs: self.evaluator.entries(source, outputs=outputs))
+        def find(source: int, key: ByPosition, outputs: ByPosition) -> list[Entry]:
+            entries = self.evaluator.entries(source, key=key, outputs=outputs)
+            if cut is None:
+                return [*entries]
+            found = [*islice(entries, MAX_ENTRIES + 1)]
+            if len(found) > MAX_ENTRIES:
+                cut.append(source)
+            return found[:MAX_ENTRIES]
+
+        return paths_to(definition, bucket, find, given)
 
     def ways_taken(self, resolved: Resolved, bucket: BucketKey) -> list[Path]:
         """The ways on which a request got a bucket."""
@@ -73,8 +101,9 @@ class Explainer:
 
     def ways_to_ask(self, row: LocatedRow, request: RequestParameters) -> Iterator[tuple[Path, Resolved]]:
         """How a client could get a row with this token by subscriptions and parameters of its own choice."""
-        for bucket in {(place.source, place.parameters) for place in row.buckets}:
-            for path in self.paths(bucket):
+        pairs = [(bucket, definition) for bucket in _buckets_of(row) for definition in self.definitions_of(bucket[0])]
+        for bucket, definition in pairs:
+            for path in self._paths(definition, bucket, given=_said_by_token(definition, request)):
                 asking = replace(
                     request,
                     connection={**request.connection, **path.parameters("connection")},
@@ -107,7 +136,7 @@ class Explainer:
             lines.append(f"it is in bucket {self.bucket_name(bucket)}, which the user does not have")
             for definition in self.definitions_of(bucket[0]):
                 lines += [f"  {line}" for line in self._lines_of_missing(definition, bucket, resolved)]
-            paths = [*islice(self.paths(bucket), MAX_PATHS)]
+            paths, _ = self.paths(bucket, MAX_PATHS)
             lines += [f"  others get it by {self.line_of_path(path)}" for path in paths]
             if not paths:
                 lines.append("  no row of the tables that are looked up leads to it, for anybody")
@@ -152,7 +181,7 @@ class Explainer:
         """What a stream did for a request, when it did not give a bucket."""
         streams = {stream.name: stream for stream in resolved.resolution.streams}
         if definition.name not in streams:
-            parameters = next((path.parameters("subscription") for path in self._paths_of(definition, bucket)), {})
+            parameters = next((path.parameters("subscription") for path in self._paths(definition, bucket, [])), {})
             with_ = f" with {_json(parameters)}" if parameters else ""
             return [f"the stream {definition.name} is not subscribed to{with_}"]
         lines = [f"stream {definition.name}: {error.message}" for error in streams[definition.name].errors]
@@ -205,6 +234,19 @@ def _holds(expr: Expr, wanted: SqliteValue, values: RequestValues) -> bool:
         array = request_function(expr.argument).run(values, ())
         return any(normalised(item[expr.part == "value"]) == wanted for item in json_each(array))
     return True  # an expression over elements: resolving the request decides
+
+
+def _said_by_token(definition: CompiledDefinition, request: RequestParameters) -> Known:
+    """Values that a client cannot choose: those of expressions over the token alone."""
+    values = RequestValues(request, {})
+    found: dict[Operand, SqliteValue] = {}
+    for expr in (expr for querier in definition.queriers for expr in querier.expressions):
+        nodes = [*walk(expr)]
+        parts = {node.part for node in nodes if isinstance(node, Request)}
+        if parts and parts <= {"auth", "token"} and not any(isinstance(node, Element) for node in nodes):
+            with suppress(EvaluationError):
+                found[expr] = normalised(request_function(expr).run(values, ()))
+    return found
 
 
 def _values(request: RequestParameters, definition: CompiledDefinition) -> Iterator[RequestValues]:

@@ -6,7 +6,7 @@ parameters are known, so the values that they came from are, until only conditio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from ..sync_rules.plan import Subscription
 from ..sync_rules.queries import CompiledDefinition, Operand, Output, Position, Querier
 from .evaluator import BucketKey, Entry
 
-FindEntries = Callable[[int, Mapping[int, SqliteValue]], Iterator[Entry]]
-"""Entries of an index that have these outputs, by position."""
+ByPosition = Mapping[int, SqliteValue]
+FindEntries = Callable[[int, ByPosition, ByPosition], Iterable[Entry]]
+"""Entries of an index that have these values in their key, and these outputs."""
 
 Known = Mapping[Operand, SqliteValue]
 
@@ -70,12 +71,14 @@ class Path:
         return Subscription(self.definition.name, self.parameters("subscription"))
 
 
-def paths_to(definition: CompiledDefinition, bucket: BucketKey, find: FindEntries) -> Iterator[Path]:
-    """Every way on which a definition leads to a bucket."""
+def paths_to(
+    definition: CompiledDefinition, bucket: BucketKey, find: FindEntries, given: Known | None = None
+) -> Iterator[Path]:
+    """Every way on which a definition leads to a bucket; with `given`, those for which the request has these values."""
     source, parameters = bucket
     for querier in definition.queriers:
         if querier.bucket == source:
-            known = _assigned({}, querier.parameters, orjson.loads(parameters))
+            known = _assigned(given or {}, querier.parameters, orjson.loads(parameters))
             if known is not None:
                 yield from _walk(definition, querier, len(querier.steps) - 1, known, (), find)
 
@@ -97,7 +100,10 @@ def _walk(
         operand.index: value for operand, value in known.items() if isinstance(operand, Output) and operand.step == step
     }
     taken = querier.steps[step]
-    for entry in [*find(taken.source, outputs)]:
+    key = {
+        index: known[operand] for index, position in enumerate(taken.key) for operand in position if operand in known
+    }
+    for entry in [*find(taken.source, key, outputs)]:
         before = _assigned(known, taken.key, orjson.loads(entry.key))
         if before is not None:
             yield from _walk(definition, querier, step - 1, before, (entry, *entries), find)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -93,15 +92,15 @@ def row_report(
         report["reasons"] = explainer.lines_of_absence(instance)
     if row is not None:
         for place in row.buckets:
-            paths = [*islice(explainer.paths((place.source, place.parameters)), max_ways + 1)]
+            paths, more = explainer.paths((place.source, place.parameters), max_ways)
             report["buckets"].append(
                 {
                     "bucket": explainer.bucket_name((place.source, place.parameters)),
                     "type": place.row_type,
                     "id": place.row_id,
                     "bytes": len(place.data.encode()),
-                    "ways": [_way(explainer, path, (place.source, place.parameters)) for path in paths[:max_ways]],
-                    "more_ways": len(paths) > max_ways,
+                    "ways": [_way(explainer, path, (place.source, place.parameters)) for path in paths],
+                    "more_ways": more,
                 }
             )
         report["looked_up"] = [

@@ -32,7 +32,7 @@ from django_localsync.sync_rules.plan import RequestParameters  # noqa: E402
 from example_project.lists.models import List, Membership, Todo  # noqa: E402
 from tests.replication import drop_replication, replicating, stored_buckets  # noqa: E402
 
-CHANGES = 150
+CHANGES = 100
 
 
 def change(chance: random.Random) -> None:
@@ -110,6 +110,10 @@ def main(seed: int) -> None:
     with replicating(read_rules(get_settings()), **others) as replicator:
         for _ in range(CHANGES):
             change(chance)
+        for user in User.objects.all():  # so that there is something to compare, however the dice fell
+            last = List.objects.create(name="last", owner=user)
+            Membership.objects.create(list=last, user=user, username=user.username)
+            Todo.objects.create(list=last, title="last")
         replicator.catch_up()
     stored = {name: rows for name, rows in stored_buckets().items() if rows}
     served = asyncio.run(served_buckets([*User.objects.all()]))

@@ -115,6 +115,20 @@ def test_no_more_ways_are_shown_than_asked_for(world):
     assert (len(bucket["ways"]), bucket["more_ways"]) == (3, True)
 
 
+def test_an_index_with_many_entries_is_not_followed_to_its_end(world, settings, monkeypatch):
+    monkeypatch.setattr("django_localsync.evaluation.explain.MAX_ENTRIES", 5)
+    User.objects.bulk_create(User(username=f"user{number}") for number in range(3))
+    query = "SELECT * FROM tags WHERE auth.user_id() IN (SELECT CAST(id AS TEXT) FROM auth_user)"
+    settings.LOCALSYNC = {"RULES": {"config": {"edition": 3}, "streams": {"s": {"query": f"{query}"}}}}
+
+    (all_five,) = report("--row", "testapp.Tag:red")["buckets"]
+    User.objects.create_user("one more")
+    (cut,) = report("--row", "testapp.Tag:red")["buckets"]
+
+    assert (len(all_five["ways"]), all_five["more_ways"]) == (5, False)
+    assert (len(cut["ways"]), cut["more_ways"]) == (5, True)
+
+
 def test_a_row_and_a_user_together_ask_whether_that_user_gets_it(world):
     row = ("--row", f"testapp.Todo:{world.milk.pk}")
     hers, his = (report(*row, "--user", str(user.pk)) for user in (world.alice, world.bob))

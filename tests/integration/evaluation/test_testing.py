@@ -107,6 +107,26 @@ def test_a_row_that_a_device_could_subscribe_to_is_a_leak(world):
     assert_not_syncs(world.bob, world.done)
 
 
+def test_a_leak_is_found_on_ways_over_several_lookups_and_parameters(world, settings):
+    friends = "SELECT name FROM lists WHERE id IN (SELECT list_id FROM tags WHERE code = subscription.parameter('via'))"
+    admins = "SELECT CAST(id AS TEXT) FROM auth_user WHERE is_staff"
+    query = (
+        f"SELECT id, title FROM todos WHERE title IN ({friends}) AND auth.user_id() IN ({admins})"
+        " AND note = connection.parameter('note') AND subscription.parameter('mode') = 'all'"
+    )
+    settings.LOCALSYNC = {"RULES": stream("s", query)}
+    Tag.objects.create(code="way", list=world.hers)
+    secret = Todo.objects.create(list=world.his, title="hers", note="n")
+
+    assert_not_syncs(world.bob, secret)
+    User.objects.filter(pk=world.bob.pk).update(is_staff=True)
+    text = refusal(assert_not_syncs, world.bob, secret)
+    assert_not_syncs(world.alice, secret)
+
+    assert 'to s with {"via":"way","mode":"all"} and connect with {"note":"n"}' in text
+    assert_syncs(world.bob, secret, subscriptions={"s": {"via": "way", "mode": "all"}}, note="n")
+
+
 def test_claims_come_from_the_hook_of_the_token_view(world, settings):
     counter = Counter.objects.create(value=1)
     assert_not_syncs(world.alice, counter)
