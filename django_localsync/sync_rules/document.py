@@ -68,7 +68,7 @@ def read_document(source: Source) -> Node:
     if not isinstance(source, str):
         return _Budget().from_python(source, 0)
     if len(source) > MAX_DOCUMENT_LENGTH:
-        raise RulesError(f"the rules are longer than {MAX_DOCUMENT_LENGTH} characters")
+        raise _error(f"the rules are longer than {MAX_DOCUMENT_LENGTH} characters", _place_at(source, 0))
     if source.lstrip().startswith("{"):
         try:
             return _Budget().from_python(json.loads(source, object_pairs_hook=_pairs), 0)
@@ -182,8 +182,10 @@ def _from_yaml(text: str) -> Node:
         mark = error.problem_mark
         place = Place(mark.line + 1, mark.column + 1, mark.index) if mark else None
         raise _error("the text is not YAML", place, "quote texts that hold a colon, # or quotes") from None
-    except (yaml.YAMLError, UnicodeError):
-        raise RulesError("the text is not YAML", hint="it must be UTF-8 without control characters") from None
+    except (yaml.YAMLError, UnicodeError) as error:
+        at = getattr(error, "position", None) or getattr(error, "start", 0)
+        hint = "it must be UTF-8 without control characters"
+        raise _error("the text is not YAML", _place_at(text, at), hint) from None
 
 
 class _Composer:
@@ -194,7 +196,7 @@ class _Composer:
         self._anchors: dict[str, Node] = {}
 
     def document(self) -> Node:
-        root: Node = Scalar(None, None)
+        root: Node = Scalar(None, Place(1, 1, 0))
         documents = 0
         for event in self._events:
             if isinstance(event, yaml.DocumentStartEvent):
@@ -239,6 +241,11 @@ def _place(event: yaml.Event) -> Place:
     mark = event.start_mark
     assert mark is not None  # parsers set it, only events made by hand lack it
     return Place(mark.line + 1, mark.column + 1, mark.index)
+
+
+def _place_at(text: str, offset: int) -> Place:
+    line_start = text.rfind("\n", 0, offset) + 1
+    return Place(text.count("\n", 0, offset) + 1, offset - line_start + 1, offset)
 
 
 _NULL = re.compile(r"null|Null|NULL|~|")

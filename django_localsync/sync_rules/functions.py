@@ -119,31 +119,38 @@ def uuid_blob(value: SqliteValue) -> bytes | None:
 
 
 def _is_null(value: SqliteValue) -> int:
+    """Whether it is NULL."""
     return int(value is None)
 
 
 def _is_true(value: SqliteValue) -> int:
+    """Whether it is 1, which is what true is."""
     return int(value == 1)
 
 
 def _is_false(value: SqliteValue) -> int:
+    """Whether it is 0, which is what false is."""
     return int(value == 0)
 
 
 def _between(value: SqliteValue, low: SqliteValue, high: SqliteValue) -> int | None:
+    """`low <= value AND value <= high`; NULL if one of the comparisons is."""
     least, most = _greater_or_equal(value, low), values.less_or_equal(value, high)
     return None if least is None or most is None else least & most
 
 
 def _greater(left: SqliteValue, right: SqliteValue) -> int | None:
+    """Greater; numbers come before text, text before blobs."""
     return values.less(right, left)
 
 
 def _greater_or_equal(left: SqliteValue, right: SqliteValue) -> int | None:
+    """Greater or equal."""
     return values.less_or_equal(right, left)
 
 
 def _text_cast(value: SqliteValue) -> SqliteValue:
+    """Text form; whole reals without `.0`, blobs as UTF-8."""
     return to_text(value)
 
 

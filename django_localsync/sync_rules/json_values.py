@@ -77,24 +77,24 @@ def _member(value: SqliteValue, key: SqliteValue, *, split: bool) -> Any:
 
 
 def member(value: SqliteValue, key: SqliteValue) -> SqliteValue:
-    """`->>` from edition 2 on: a plain key, or a path if it begins with `$.`."""
+    """A member as value: by a plain key, or by a path if it begins with `$.`."""
     return to_sqlite(_member(value, key, split=False))
 
 
 def member_split(value: SqliteValue, key: SqliteValue) -> SqliteValue:
-    """`->>` of edition 1, where `a.b` is a path too, and JSON null is the text `null`."""
+    """In edition 1: `a.b` is a path too, and JSON null is the text `null`."""
     found = _member(value, key, split=True)
     return "null" if found is None else to_sqlite(found)
 
 
 def member_json(value: SqliteValue, key: SqliteValue) -> SqliteValue:
-    """`->` from edition 2 on: JSON text, `null` for JSON null, NULL where nothing is."""
+    """A member as JSON text, `null` for JSON null, NULL where nothing is."""
     found = _member(value, key, split=False)
     return None if found is MISSING else json_text(found)
 
 
 def member_json_split(value: SqliteValue, key: SqliteValue) -> SqliteValue:
-    """`->` of edition 1: NULL for JSON null."""
+    """In edition 1: `a.b` is a path too, and JSON null is NULL."""
     found = _member(value, key, split=True)
     return None if found is MISSING or found is None else json_text(found)
 
@@ -109,12 +109,12 @@ def _at_path(value: SqliteValue, path: SqliteValue) -> Any:
 
 
 def json_extract(value: SqliteValue, path: SqliteValue) -> SqliteValue:
-    """`json_extract` from edition 2 on."""
+    """A member as value, by a path of `$` and keys."""
     return to_sqlite(_at_path(value, path))
 
 
 def json_extract_null_text(value: SqliteValue, path: SqliteValue) -> SqliteValue:
-    """`json_extract` of edition 1: JSON null is the text `null`."""
+    """In edition 1: JSON null is the text `null`."""
     found = _at_path(value, path)
     return "null" if found is None else to_sqlite(found)
 
@@ -182,7 +182,7 @@ def _array(value: SqliteValue) -> list[SqliteValue] | None:
 
 
 def is_in(value: SqliteValue, array: SqliteValue) -> int | None:
-    """`value IN array`, the array being JSON text; NULL with NULL."""
+    """Whether a JSON array has the value; NULL with NULL, an error for what is no array."""
     if value is None:
         return None
     items = _array(array)
@@ -190,7 +190,7 @@ def is_in(value: SqliteValue, array: SqliteValue) -> int | None:
 
 
 def is_among(value: SqliteValue, *items: SqliteValue) -> int | None:
-    """`value IN ARRAY[…]`: NULL if it is not among them and one of them is NULL."""
+    """Whether a list has the value; NULL if it has not, but has NULL."""
     if value is None:
         return None
     if _contains(items, value):
@@ -205,7 +205,7 @@ def _contains(items: Sequence[SqliteValue], value: SqliteValue) -> bool:
 
 
 def overlap(left: SqliteValue, right: SqliteValue) -> int | None:
-    """`left && right`: whether two JSON arrays have an element in common."""
+    """Whether two JSON arrays have an element in common."""
     lefts, rights = _array(left), _array(right)
     if lefts is None or rights is None:
         return None

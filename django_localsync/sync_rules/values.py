@@ -72,7 +72,7 @@ def to_number(value: SqliteValue) -> int | float | None:
 
 
 def to_integer(value: SqliteValue) -> int | None:
-    """CAST AS integer: text by its leading integer, else 0; reals are rounded down (−3.9 → −4)."""
+    """Text by its leading integer, else 0; reals are rounded down (−3.9 → −4), NaN is an error."""
     if isinstance(value, bytes):
         value = to_text(value)
     if isinstance(value, str):
@@ -86,13 +86,13 @@ def to_integer(value: SqliteValue) -> int | None:
 
 
 def to_real(value: SqliteValue) -> float | None:
-    """CAST AS real."""
+    """As `numeric`, and a real."""
     number = to_number(value)
     return None if number is None else float(number)
 
 
 def to_blob(value: SqliteValue) -> bytes | None:
-    """CAST AS blob: the bytes of the text form."""
+    """The bytes of the text form."""
     if value is None or isinstance(value, bytes):
         return value
     text = to_text(value)
@@ -111,7 +111,7 @@ def normalised(value: SqliteValue) -> SqliteValue:
 
 
 def equal(left: SqliteValue, right: SqliteValue) -> int | None:
-    """`=`: numbers numerically, text by code units, different kinds never; NULL with NULL."""
+    """Equal: numbers numerically, text by code units, different kinds never; NULL with NULL."""
     if left is None or right is None:
         return None
     if isinstance(left, bytes) and isinstance(right, bytes):
@@ -139,43 +139,43 @@ def _rank(value: SqliteValue) -> int:
 
 
 def less(left: SqliteValue, right: SqliteValue) -> int | None:
-    """`<`."""
+    """Less; numbers come before text, text before blobs."""
     order = compare(left, right)
     return None if order is None else int(order < 0)
 
 
 def less_or_equal(left: SqliteValue, right: SqliteValue) -> int | None:
-    """`<=`."""
+    """Less or equal."""
     order = compare(left, right)
     return None if order is None else int(order <= 0)
 
 
 def not_equal(left: SqliteValue, right: SqliteValue) -> int | None:
-    """`!=` of editions 1 and 2; in edition 3 it is `NOT (a = b)`."""
+    """Not equal, NULL with NULL (editions 1 and 2); in edition 3 it is `NOT (a = b)`."""
     same = equal(left, right)
     return None if same is None else 1 - same
 
 
 def add(left: SqliteValue, right: SqliteValue) -> SqliteValue:
-    """`+`."""
+    """Sum; text counts by its numeric prefix."""
     a, b = to_number(left), to_number(right)
     return None if a is None or b is None else _integer_or_real(a + b)
 
 
 def subtract(left: SqliteValue, right: SqliteValue) -> SqliteValue:
-    """`-`."""
+    """Difference."""
     a, b = to_number(left), to_number(right)
     return None if a is None or b is None else _integer_or_real(a - b)
 
 
 def multiply(left: SqliteValue, right: SqliteValue) -> SqliteValue:
-    """`*`."""
+    """Product."""
     a, b = to_number(left), to_number(right)
     return None if a is None or b is None else _integer_or_real(a * b)
 
 
 def divide(left: SqliteValue, right: SqliteValue) -> SqliteValue:
-    """`/`: integers truncate towards zero, division by zero is NULL."""
+    """Quotient: integers truncate towards zero, division by zero is NULL."""
     a, b = to_number(left), to_number(right)
     if a is None or b is None or b == 0:
         return None
@@ -193,7 +193,7 @@ def _integer_or_real(number: float) -> int | float:
 
 
 def concat(*values: SqliteValue) -> str | None:
-    """`||`: text forms one after another, NULL if any is NULL."""
+    """Text forms one after another, NULL if any is NULL."""
     texts = [to_text(value) for value in values]
     return None if None in texts else "".join(text for text in texts if text is not None)
 

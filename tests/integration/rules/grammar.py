@@ -337,9 +337,13 @@ class Grammar:
         name = next(f"{table[0]}{number}" for number in range(100) if f"{table[0]}{number}" not in taken)
         return Relation(name, self._tables[table])
 
-    def query(self) -> Both:
-        """A stream's query; in Postgres it gives ids and the value of the column `v`."""
-        synced = self._relation(set())
+    def query(self, number: int = 0) -> Both:
+        """A stream's query; in Postgres it gives ids and the value of the column `v`.
+
+        Queries of one stream have numbers, so that their rows are of different tables on the device.
+        """
+        table = self._rnd.choice(TABLES)
+        synced = Relation(f"{table}_{number}", self._tables[table])
         others, joins = [], Both("", "")
         match self._rnd.randint(0, 7):
             case 0 | 1:

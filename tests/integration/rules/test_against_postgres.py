@@ -61,7 +61,10 @@ def make_case(connection: Any, seed: int) -> Case:
     tables = make_tables(rnd)
     expressions = {f"cte{number}": Grammar(tables, rnd, {}).column_query([], 1) for number in range(2)}
     grammar = Grammar(tables, rnd, expressions)
-    queries = {f"s{number}": [grammar.query() for _ in range(rnd.choice([1, 1, 1, 2]))] for number in range(STREAMS)}
+    queries = {
+        f"s{number}": [grammar.query(position) for position in range(rnd.choice([1, 1, 1, 2]))]
+        for number in range(STREAMS)
+    }
     queries, rules, plan = accepted(queries, expressions)
     world = build(connection, tables, rnd, make_requests(rnd, [*queries]))
     return Case(seed, rules, plan, queries, world, reach.by_postgres(connection, queries))

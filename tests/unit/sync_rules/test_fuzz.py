@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import time
 from typing import Any
 
@@ -12,6 +14,7 @@ from django_localsync.exceptions import RulesError
 from django_localsync.pgoutput.values import PgType
 from django_localsync.sync_rules import CompiledRules, canonical_json, compile_rules
 from django_localsync.sync_rules.plan import Column, TableName
+from tests.conftest import SOAK
 from tests.vectors import vectors
 
 CONFIGS = sorted(
@@ -24,6 +27,7 @@ FRAGMENTS = [
     "BETWEEN", "CAST(a AS text)", "::int", "with", "streams", "edition: 1", "priority: 9", "AS", "JOIN u ON", ";", "$1",
 ]  # fmt: skip
 LONGEST_S = 1.0
+MUTATIONS = 100_000 if SOAK else 400
 
 
 @st.composite
@@ -53,7 +57,18 @@ def compiled(source: Any) -> tuple[CompiledRules | None, str]:
     try:
         return compile_rules(source), ""
     except RulesError as error:
-        return None, "; ".join(f"{item} ({item.hint})" for item in error.all)
+        errors = error.all
+    unplaced = [item for item in errors if not (item.line and item.column)]
+    assert unplaced == [] or not isinstance(source, str) or is_json(source)
+    return None, "; ".join(f"{item} ({item.hint})" for item in errors)
+
+
+def is_json(text: str) -> bool:
+    """Rules from a dict, stored as JSON: nobody wrote their lines."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def evaluate_something(plan: Any) -> None:
@@ -73,6 +88,33 @@ def evaluate_something(plan: Any) -> None:
 @example("config: {edition: 3}\nstreams: {s: {query: SELECT * FROM t WHERE " + "upper(" * 31 + "a" + ")" * 31 + "}}")
 def test_mutated_configurations_are_compiled_or_refused(text: str) -> None:
     compile_or_refuse(text)
+
+
+def mutation(rnd: random.Random) -> str:
+    """As `mutated`, a hundred times as fast."""
+    text = rnd.choice(CONFIGS)
+    for _ in range(rnd.randint(1, 4)):
+        start = rnd.randint(0, len(text))
+        end = min(len(text), start + rnd.choice([0, 0, 1, 3, 10, 40]))
+        fragment = rnd.choice([rnd.choice(FRAGMENTS), chr(rnd.randrange(1, 0x3000)), text[start:end] * 2, ""])
+        text = text[:start] + fragment * rnd.choice([1, 1, 1, 2, 50]) + text[end:]
+    return text
+
+
+def test_many_mutated_configurations_are_compiled_or_refused() -> None:
+    rnd, longest = random.Random(), 0.0
+    for _ in range(MUTATIONS):
+        text, began = mutation(rnd), time.process_time()
+        try:
+            rules, refusal = compiled(text)
+            if rules is not None:
+                evaluate_something(rules.plan)
+        except Exception as error:
+            raise AssertionError(text) from error
+        longest = max(longest, time.process_time() - began)
+        assert longest < LONGEST_S, text
+        assert refusal.isprintable(), text
+    print(f"{MUTATIONS} configurations, the longest took {longest:.3f} s")
 
 
 json_like = st.recursive(
