@@ -129,7 +129,7 @@ UNSEEN: list[Callable[[], object]] = [
     lambda: Todo.objects.update(title="another title"),
     lambda: Todo.objects.first().delete(),  # type: ignore[union-attr]
     lambda: Membership.objects.first().delete(),  # type: ignore[union-attr]
-    lambda: Membership.objects.update(user=User.objects.create_user("mallory")),
+    lambda: Membership.objects.filter(list__name="last").update(user=User.objects.create_user("mallory")),
 ]
 
 
