@@ -47,6 +47,14 @@ class Elsewhere:
         """What the table holds."""
         return {str(note): title for note, title in self.query("SELECT id, title FROM note")}
 
+    def served(self) -> dict[str, str]:
+        """`served`, where storage is on this server, too."""
+        return dict(self.query(SERVED.replace("%s", str(OpKind.PUT.value))))
+
+    def errors(self) -> str:
+        """`errors`, where storage is on this server, too."""
+        return "; ".join(row[0] for row in self.query("SELECT error FROM localsync_source"))
+
     def use(self, server: OwnServer) -> None:
         """From here on, the alias leads to this server."""
         self.server = server

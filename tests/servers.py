@@ -47,8 +47,12 @@ class OwnServer(EmbeddedPostgres):
     def make_empty_cluster(self) -> None:
         """Make the folder that a backup is to fill."""
         self.cluster.mkdir(mode=0o700)
+        self.adopt(self.cluster)
+
+    def adopt(self, path: Path) -> None:
+        """Give a file or folder to the user who runs the server."""
         if self._account:
-            os.chown(self.cluster, self._account.pw_uid, self._account.pw_gid)
+            os.chown(path, self._account.pw_uid, self._account.pw_gid)
 
     def connect(self, database: str = "postgres") -> psycopg.Connection:
         """A session in autocommit mode."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from django_localsync.models import BucketOperation, Source
 from django_localsync.replication import follower
 from tests.conftest import SOAK
 from tests.elsewhere import ALIAS, Elsewhere, elsewhere, errors, in_step, replicator, served, wait_until_healed
-from tests.processes import wait_until
+from tests.processes import ROOT, project_environment, wait_until
 from tests.proxies import pooled
 from tests.servers import MAJOR, OwnServer, copy_cluster, database_alias, own_server, server_in
 
@@ -304,14 +306,42 @@ def test_connection_cut_at_any_byte(source):
     assert source.proxy.cuts > len(budgets) // 3
 
 
-@pytest.fixture
-def small_disk() -> Iterator[Path]:
-    """A disk of 24 MB."""
+@contextmanager
+def small_disk(megabytes: int) -> Iterator[Path]:
+    """A disk of this size; only root can mount one."""
     with tempfile.TemporaryDirectory(prefix="localsync-disk-") as name:
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=0777", "tmpfs", name], check=False).returncode:
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0777", "tmpfs", name]
+        if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
             pytest.skip("only root can mount a small disk")
-        yield Path(name)
-        subprocess.run(["umount", "--lazy", name], check=True)
+        try:
+            yield Path(name)
+        finally:
+            subprocess.run(["umount", "--lazy", name], check=True)
+
+
+@pytest.mark.soak
+def test_disk_full_in_storage(source):
+    """Bucket storage is on the same server here, and its operations on a disk that is soon full."""
+    with small_disk(16) as disk:
+        source.server.adopt(disk)
+        migrate = [sys.executable, "manage.py", "migrate", "django_localsync", "--verbosity=0"]
+        subprocess.run(migrate, check=True, cwd=ROOT, env=os.environ | project_environment(source.server.url))
+        source.execute(
+            f"CREATE TABLESPACE small LOCATION '{disk}'",
+            "ALTER TABLE localsync_bucket_operation SET TABLESPACE small",
+        )
+        with replicator(STORAGE=ALIAS):
+            wait_until(lambda: source.served() == source.titles(), "it is in step", 60)
+            source.execute(
+                "INSERT INTO note SELECT 100 + n, (SELECT string_agg(md5((n * m)::text), '') FROM"
+                " generate_series(1, 300) AS m) FROM generate_series(1, 2500) AS n"
+            )
+            wait_until(lambda: "the disk of the database server is full" in source.errors(), "the remedy is told", 30)
+            assert source.served() == {"1": "one", "2": "two"}
+            subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+            wait_until(lambda: source.served() == source.titles(), "it is in step", 60)
+            wait_until(lambda: source.errors() == "", "the error ends")
+        source.execute("DROP TABLE localsync_bucket_operation", "DROP TABLESPACE small")
 
 
 def test_clock_jumps(source, monkeypatch):
