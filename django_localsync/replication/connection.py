@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import select
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from ..storage.connections import Connection, connect, connect_for_rows
 from .diagnosis import POOLER
 
 MAX_MESSAGES_PER_READ = 10_000  # about 5 MB of small rows: what one read may add to memory
+CANCEL_TIMEOUT_S = 5.0
 FAILOVER_SLOTS = 170_000  # server version that can keep a slot on standbys
 
 # What a walsender answers when slot and publication cannot give what is asked for: no such slot or publication, slot
@@ -98,16 +99,27 @@ class ReplicationConnection:
                 return Lsn.parse(fields[1])
         return None
 
-    def create_slot(self, slot: str) -> CreatedSlot:
+    def create_slot(
+        self, slot: str, check: Callable[[], None] = lambda: None, wake_fd: int | None = None
+    ) -> CreatedSlot:
         """Create a logical slot that uses pgoutput. Waits for transactions that are writing now.
 
-        Servers that can take the slot along to a standby are told to.
+        Servers that can take the slot along to a standby are told to. Whenever `wake_fd` is readable, `check` is asked
+        and may raise; then no slot is left.
         """
         survives_failover = self._connection.info.server_version >= FAILOVER_SLOTS
         command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export'{})")
         failover = sql.SQL(", FAILOVER" if survives_failover else "")
-        row = self._query(command.format(sql.Identifier(slot), failover))
-        return CreatedSlot(Lsn.parse(str(row[1])), str(row[2]))
+        self._pgconn.send_query(command.format(sql.Identifier(slot), failover).as_bytes(self._connection))
+        try:
+            result = self._wait_for_result(check, wake_fd)
+        except BaseException:
+            self._connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
+            raise
+        if result is None or result.status != pq.ExecStatus.TUPLES_OK:
+            raise self._error(result)
+        _, point, snapshot, _ = (result.get_value(0, column) or b"" for column in range(4))
+        return CreatedSlot(Lsn.parse(point.decode()), snapshot.decode())
 
     def start(self, slot: str, after: Lsn, publications: Sequence[str]) -> None:
         """Begin streaming committed transactions. Raises SlotLost when the slot cannot serve `after`."""
@@ -165,6 +177,20 @@ class ReplicationConnection:
         if error.sqlstate in USELESS_SLOT and error.diag.source_function not in SERVER_AT_FAULT:
             return SlotLost(self._slot, re.sub(r"\s+", " ", str(error)).strip())
         return error
+
+    def _wait_for_result(self, check: Callable[[], None], wake_fd: int | None) -> Any:
+        """The result of the query that was sent."""
+        others = [] if wake_fd is None else [wake_fd]
+        while self._pgconn.is_busy():
+            readable, _, _ = select.select([self._pgconn.socket, *others], [], [])
+            if self._pgconn.socket in readable:
+                self._pgconn.consume_input()
+            else:
+                check()
+        result = self._pgconn.get_result()
+        while self._pgconn.get_result() is not None:
+            pass
+        return result
 
     def _query(self, command: sql.SQL | sql.Composed) -> tuple[Any, ...]:
         row = self._connection.execute(command).fetchone()

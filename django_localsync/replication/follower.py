@@ -154,7 +154,7 @@ class SourceFollower:
             _wait_until_free(source, slot)
             drop_slot(source, slot)
         publish_tables(source, self._settings.publication_name, read_tables(source, self._lead.plan.uses))
-        created = replication.create_slot(slot)
+        created = replication.create_slot(slot, self._lead.check, self._lead.wake_fd)
         with storage.transaction():
             if stored is not None:
                 rule_sets.begin_rule_set(storage, self._lead.plan, self._lead.rules, starts_over=True)
