@@ -93,7 +93,7 @@ def stored_buckets() -> dict[str, Rows]:
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT op_id FROM localsync_checkpoint")
-        (checkpoint,) = cursor.fetchone()
+        (checkpoint,) = cursor.fetchone() or (0,)
         cursor.execute("""
             SELECT bucket.id, definition.name || bucket.parameters, bucket.operations, bucket.checksum,
                    bucket.last_op_id
