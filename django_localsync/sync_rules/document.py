@@ -183,7 +183,7 @@ def _from_yaml(text: str) -> Node:
         place = Place(mark.line + 1, mark.column + 1, mark.index) if mark else None
         raise _error("the text is not YAML", place, "quote texts that hold a colon, # or quotes") from None
     except (yaml.YAMLError, UnicodeError) as error:
-        at = getattr(error, "position", None) or getattr(error, "start", 0)
+        at = int(getattr(error, "position", 0) or getattr(error, "start", 0))
         hint = "it must be UTF-8 without control characters"
         raise _error("the text is not YAML", _place_at(text, at), hint) from None
 
