@@ -79,6 +79,7 @@ class UploadTable:
     request: Any
     action: str
     context: UploadContext
+    _rows_before: models.QuerySet[Any]
 
     def __init__(self, **attributes: Any) -> None:
         for name, value in attributes.items():
@@ -96,7 +97,8 @@ class UploadTable:
         bound = copy.copy(self)
         bound.operation, bound.context, bound.user, bound.using = operation, context, context.user, context.using
         bound.set_action(action or _ACTIONS[operation.op])
-        bound.model = bound.get_queryset().model
+        bound._rows_before = bound.get_queryset().using(context.using)
+        bound.model = bound._rows_before.model
         written = router.db_for_write(bound.model)
         if written != bound.using:
             raise ConfigurationError(
@@ -224,7 +226,7 @@ class UploadTable:
         resolve(self.perform_create(serializer))
         if not lookup:
             self._remember_key(serializer.instance)
-        self._check_written(serializer.instance if not lookup else None, lookup)
+        self._check_written(serializer.instance, lookup)
         return None
 
     def _update(self, instance: Any, partial: bool) -> str | None:
@@ -272,7 +274,7 @@ class UploadTable:
         lookup = self.get_lookup()
         if not lookup:
             return None
-        queryset = self.get_queryset().using(self.using)
+        queryset = self._rows_before
         if _can_lock(queryset):
             found = queryset.select_for_update(no_key=True, of=("self",)).filter(**lookup).first()
             if found is None and self._rows().filter(**lookup).exists():
@@ -294,7 +296,7 @@ class UploadTable:
         return self.model._base_manager.using(self.using)
 
     def _permitted(self, lookup: dict[str, Any]) -> Any:
-        instance = self.get_queryset().using(self.using).filter(**lookup).first()
+        instance = self._rows_before.filter(**lookup).first()
         if instance is None:
             raise PermissionDenied()
         return instance
@@ -305,8 +307,18 @@ class UploadTable:
             self.check_object_permissions(instance)
 
     def _check_written(self, instance: Any, lookup: dict[str, Any]) -> None:
-        """A row must not have been put where its writer may not write."""
-        self.check_object_permissions(self._permitted({"pk": instance.pk} if instance is not None else lookup))
+        """A row must not have been put where its writer may not write.
+
+        The database says whether the queryset still has it; the object, if the serializer gave it, is asked about as
+        it was written, so that its related rows need not be loaded again.
+        """
+        if instance is None:
+            instance = self.get_queryset().using(self.using).filter(**lookup).first()
+        elif not self.get_queryset().using(self.using).filter(pk=instance.pk).exists():
+            instance = None
+        if instance is None:
+            raise PermissionDenied()
+        self.check_object_permissions(instance)
 
     # Keys.
 
@@ -370,7 +382,7 @@ class UploadTable:
         serializer: Any = self.get_serializer_class()(
             instance, data={}, partial=partial, context=self.get_serializer_context()
         )
-        self._restrict_parents(serializer)
+        parents = self._restrict_parents(serializer)
         columns = self._columns(serializer, key)
         data = columns.to_fields(self.operation)
         if not partial:
@@ -381,7 +393,8 @@ class UploadTable:
             valid = serializer.is_valid()
         if not valid:
             raise OperationRejected("invalid", columns.to_columns(serializer.errors))
-        self._check_parents(serializer)
+        for item, parent in parents:
+            _check_parent(serializer.validated_data.get(item.source), parent)
         return serializer
 
     def _columns(self, serializer: Any, key: dict[str, Any]) -> DeviceColumns:
@@ -409,21 +422,19 @@ class UploadTable:
 
     # Parents.
 
-    def _restrict_parents(self, serializer: Any) -> None:
-        """Related rows are looked for among those that the user may write, so the others seem not to exist."""
-        for name, item in serializer.fields.items():
-            parent = self._parent_table(name, getattr(item, "child_relation", item))
-            if parent is not None:
-                related = getattr(item, "child_relation", item)
-                related.queryset = parent.get_queryset().using(self.using)
+    def _restrict_parents(self, serializer: Any) -> list[tuple[Any, UploadTable]]:
+        """Related rows are looked for among those that the user may write, so the others seem not to exist.
 
-    def _check_parents(self, serializer: Any) -> None:
+        Returns the fields that refer to such rows, with the tables of these.
+        """
+        found = []
         for name, item in serializer.fields.items():
-            parent = self._parent_table(name, getattr(item, "child_relation", item))
-            found = serializer.validated_data.get(item.source)
-            for instance in found if isinstance(found, list) else [found]:
-                if parent is not None and isinstance(instance, models.Model):
-                    parent.check_object_permissions(instance)
+            related = getattr(item, "child_relation", item)
+            parent = self._parent_table(name, related)
+            if parent is not None:
+                related.queryset = parent._rows_before
+                found.append((item, parent))
+        return found
 
     def _parent_table(self, name: str, item: Any) -> UploadTable | None:
         queryset = getattr(item, "queryset", None)
@@ -493,6 +504,12 @@ class UploadTable:
         conflict.settle(written)
         self.context.conflicts.append(conflict)
         return written
+
+
+def _check_parent(found: Any, parent: UploadTable) -> None:
+    for instance in found if isinstance(found, list) else [found]:
+        if isinstance(instance, models.Model):
+            parent.check_object_permissions(instance)
 
 
 @lru_cache(maxsize=256)
