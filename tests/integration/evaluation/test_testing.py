@@ -7,9 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection
+from django.db import connection, connections
 from django.test import TestCase
 from psycopg import sql
 
@@ -17,7 +18,9 @@ from django_localsync.evaluation import Evaluator
 from django_localsync.sync_rules import compile_rules
 from django_localsync.sync_rules.compiled import CompiledPlan
 from django_localsync.testing import assert_matches_queryset, assert_not_syncs, assert_syncs, synced_rows
+from tests.databases import temporary_database
 from tests.integration.evaluation.conftest import MINE, RULES
+from tests.servers import database_alias
 from tests.testapp.models import Counter, Tag, Todo, TodoList
 
 
@@ -302,6 +305,26 @@ def test_partitions_are_found(world, settings):
         assert_syncs(world.alice, Counter.objects.create(value=value))
     assert_matches_queryset(world.alice, Counter.objects.all())
     assert "gets, and is not" in refusal(assert_matches_queryset, world.alice, Counter.objects.filter(value=1))
+
+
+def test_rows_and_lookups_of_all_sources_count(world, settings, server_url):
+    with temporary_database(server_url) as url, psycopg.connect(url, autocommit=True) as session:
+        session.execute("CREATE TABLE counters (id bigint PRIMARY KEY, value integer NOT NULL)")
+        session.execute("INSERT INTO counters VALUES (5, 1), (6, 2)")
+        session.execute("CREATE TABLE permits (id bigint PRIMARY KEY, username text, value integer)")
+        session.execute("INSERT INTO permits VALUES (1, 'alice', 1)")
+        with database_alias("second", url):
+            connections["second"].connect()  # Django's test case refuses aliases that it did not know before
+            permits = "SELECT value FROM permits WHERE username = auth.parameter('name')"
+            query = f"SELECT * FROM counters WHERE value IN ({permits})"
+            settings.LOCALSYNC = {"RULES": stream("s", query), "SOURCES": ["default", "second"]}
+            asked = {"subscriptions": ["s"], "claims": {"name": "alice"}}
+            here, there = Counter.objects.create(value=1), Counter.objects.using("second").get(pk=5)
+
+            assert_syncs(world.alice, here, **asked)
+            assert_syncs(world.alice, there, **asked)
+            assert_not_syncs(world.alice, Counter(pk=6), **asked)
+            assert set(synced_rows(world.alice, **asked)["counters"]) == {str(here.pk), "5"}
 
 
 @pytest.mark.parametrize(
