@@ -90,6 +90,24 @@ def check_upload_handler(**_: Any) -> list[CheckMessage]:
 
 
 @register(TAG)
+def check_token_claims(**_: Any) -> list[CheckMessage]:
+    """TOKEN_CLAIMS names a function."""
+    try:
+        path = get_settings().token_claims
+    except ConfigurationError:
+        return []  # check_settings tells
+    if path is None:
+        return []
+    try:
+        problem = None if callable(import_string(path)) else "is not a function"
+    except ImportError as error:
+        problem = f"cannot be imported: {error}"
+    hint = "give the dotted path of a function from a user to a dict of claims; until then nobody gets a token"
+    message = f"LOCALSYNC's TOKEN_CLAIMS {path!r} {problem}"
+    return [Error(message, hint=hint, id="localsync.E009")] if problem else []
+
+
+@register(TAG)
 def check_rules(**_: Any) -> list[CheckMessage]:
     """The rules compile; what they warn of; comparisons with the user's id that models show to be hopeless."""
     try:

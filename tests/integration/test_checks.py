@@ -78,6 +78,17 @@ def test_a_wrong_upload_handler_is_named(checked, path, reason):
     assert [(id_, path in text and reason in text) for id_, text in messages] == [("localsync.E006", True)]
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("shop.tokens.gone", "cannot be imported"), ("django_localsync.auth.EXPIRED", "is not a function")],
+)
+def test_a_wrong_function_of_claims_is_named(checked, path, reason):
+    messages = found(checked(RULES=rules(MINE), TOKEN_CLAIMS=path))
+
+    assert [(id_, path in text and reason in text) for id_, text in messages] == [("localsync.E009", True)]
+    assert checked(RULES=rules(MINE), TOKEN_CLAIMS="django_localsync.auth.user_claims") == []
+
+
 def test_every_error_of_the_rules_is_reported_with_its_place(checked):
     text = rules("SELECT * FROM todos LIMIT 5") + "  other:\n    query: SELECT frob(id) AS id FROM todos\n"
 
