@@ -88,7 +88,6 @@ class Source(models.Model):
         default=dict, help_text="By a table's oid: a mark of what is published of it, as of the last look."
     )
     committed_at = models.DateTimeField(null=True, help_text="When the last commit that storage holds was made.")
-    seen_at = models.DateTimeField(null=True, help_text="When the replicator last heard from this source.")
     error = models.TextField(default="", help_text="What keeps the replicator from following, with the way out.")
     error_at = models.DateTimeField(null=True)
 

@@ -66,10 +66,6 @@ class Migration(migrations.Migration):
                     models.DateTimeField(help_text="When the last commit that storage holds was made.", null=True),
                 ),
                 (
-                    "seen_at",
-                    models.DateTimeField(help_text="When the replicator last heard from this source.", null=True),
-                ),
-                (
                     "error",
                     models.TextField(
                         default="", help_text="What keeps the replicator from following, with the way out."

@@ -210,6 +210,7 @@ class _Session:
             marks,
             lead.settings.heartbeat_interval_s,
             stored.published,
+            stored.slot,
         )
         self._progress = progress
 

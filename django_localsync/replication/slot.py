@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from hashlib import sha256
+from time import monotonic
 
 from ..exceptions import ConfigurationError
 from ..pgoutput.lsn import Lsn
@@ -12,7 +14,10 @@ from ..storage.connections import Connection
 from .connection import ReplicationConnection, SystemIdentity
 from .diagnosis import WAL_LEVEL
 
+logger = logging.getLogger(__name__)
+
 MAX_PREFIX_LENGTH = 40  # of Postgres's 63, so that a number fits behind it
+WATCH_INTERVAL_S = 30.0
 OLDEST_VERSION = 150_000
 WAL_BUDGET_WARNING = 0.5  # of max_slot_wal_keep_size
 UNBOUNDED_WAL_WARNING = 4 << 30  # bytes that a slot may retain before it is worth a word, where nothing bounds them
@@ -100,6 +105,25 @@ def read_slot_health(connection: Connection, slot: str) -> SlotHealth | None:
     name, plugin, own, active, status, invalidation, confirmed, lag, retained, safe, budget = row
     lsn = Lsn.parse(confirmed)
     return SlotHealth(name, plugin, own, active, status, invalidation, lsn, lag, retained, safe, budget)
+
+
+class SlotWatch:
+    """Says once, and not again until it changes, what will become a problem of a slot."""
+
+    def __init__(self, connection: Connection, slot: str) -> None:
+        self._connection, self._slot = connection, slot
+        self._due, self._is_warned = 0.0, False
+
+    def look_when_due(self) -> None:
+        """Ask Postgres, at most once in WATCH_INTERVAL_S. Raises psycopg.Error."""
+        if monotonic() < self._due:
+            return
+        self._due = monotonic() + WATCH_INTERVAL_S
+        health = read_slot_health(self._connection, self._slot)
+        warning = health.warning if health else None
+        if warning and not self._is_warned:
+            logger.warning("slot %s: %s", self._slot, warning)
+        self._is_warned = warning is not None
 
 
 def slot_problem(connection: Connection, slot: str, after: Lsn | None = None) -> str | None:

@@ -23,6 +23,7 @@ from .heartbeat import Heartbeat
 from .layout import LayoutBuilder
 from .marks import Activation, CatalogRead, ChunkRead, CountBegun, Mark, Marks, Row, TableRead, emit
 from .publication import publication_marks, publish_tables
+from .slot import SlotWatch
 from .tables import HASHED, CatalogTable, read_table, read_tables
 
 logger = logging.getLogger(__name__)
@@ -49,12 +50,13 @@ class SourceReader(Thread):
         marks: Marks,
         heartbeat_interval_s: float,
         published: Mapping[str, str],
+        slot: str,
     ) -> None:
         """`published` are the marks of what is published of each table, by oid, as of the last life's last look."""
         super().__init__(name=f"localsync reader of {alias}", daemon=True)
         self._alias, self._publication, self._layouts = alias, publication, layouts
         self._backfills, self._marks = backfills, marks
-        self._heartbeat_interval_s = heartbeat_interval_s
+        self._heartbeat_interval_s, self._slot = heartbeat_interval_s, slot
         self._stopping = Event()
         self._passed_commit = Event()
         self._shapes: list[object] | None = None
@@ -82,10 +84,12 @@ class SourceReader(Thread):
                 self._source, self._marker = source, marker
                 source.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
                 heartbeat = Heartbeat(marker, self._heartbeat_interval_s)
+                watch = SlotWatch(marker, self._slot)
                 while not self._stopping.is_set():
                     if self._passed_commit.is_set():
                         self._passed_commit.clear()
                         heartbeat.note_commit()
+                    watch.look_when_due()
                     self._step(heartbeat)
         except Exception as error:
             self.failure = error

@@ -31,7 +31,6 @@ from .publication import publication_problems
 from .slot import SlotHealth, check_server, read_slot_health
 from .tables import read_tables
 
-SILENCE_WARNING_S = 30.0  # the replicator hears from a source that lives every few seconds
 PROBE_INTERVAL_S = 0.005
 
 
@@ -90,7 +89,6 @@ class SourceStatus:
     safe_bytes: int | None = None
     budget_bytes: int | None = None
     last_commit_at: datetime | None = None
-    seen_at: datetime | None = None
     tables: list[TableStatus] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -195,14 +193,11 @@ def _check_server(source: SourceStatus, connection: Connection) -> None:
 
 
 def _read_stored(source: SourceStatus, stored: Source, names: dict[int, str]) -> None:
-    source.slot, source.last_commit_at, source.seen_at = stored.slot, stored.committed_at, stored.seen_at
+    source.slot, source.last_commit_at = stored.slot, stored.committed_at
     source.published_lsn, source.written_lsn = str(Lsn(stored.lsn)), str(Lsn(stored.written_lsn))
     if stored.error:
         since = f" (since {stored.error_at:%Y-%m-%d %H:%M:%S %Z})" if stored.error_at else ""
         source.problems.append(stored.error + since)
-    silence = (timezone.now() - stored.seen_at).total_seconds() if stored.seen_at else None
-    if silence is not None and silence > SILENCE_WARNING_S and not stored.error:
-        source.warnings.append(f"nothing was heard from it for {silence:.0f} s")
     for table in stored.tables.filter(retired=False).order_by("schema", "name").prefetch_related("backfills"):
         source.tables.append(_table_status(table, names))
 

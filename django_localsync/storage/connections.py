@@ -30,6 +30,15 @@ NO_TIMEOUTS = dict.fromkeys(
     ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"), "0"
 )
 
+# A server that vanished without a word is noticed within about a minute, not after the hours of the kernel's defaults.
+NETWORK = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # milliseconds
+}
+
 # libpq makes settings of these variables, and they win over `options`.
 FORMAT_VARIABLES = {"PGDATESTYLE": "DateStyle", "PGTZ": "TimeZone"}
 
@@ -61,7 +70,7 @@ def _direct_url(alias: str) -> str | None:
 
 def connect(alias: str, **overrides: Any) -> Connection:
     """Open a direct connection in autocommit mode."""
-    parameters = {"application_name": "django_localsync", **connection_parameters(alias), **overrides}
+    parameters = {"application_name": "django_localsync", **NETWORK, **connection_parameters(alias), **overrides}
     return psycopg.connect(**parameters, autocommit=True)
 
 

@@ -143,11 +143,6 @@ def report_error(connection: Connection, alias: str, error: str) -> None:
     )
 
 
-def report_seen(connection: Connection, source: int) -> None:
-    """The replicator heard from the source just now."""
-    connection.execute("UPDATE localsync_source SET seen_at = now() WHERE id = %s", (source,))
-
-
 _TABLE = "id, relation_oid, schema, name, identity, key_columns, columns, followed"
 
 

@@ -75,6 +75,7 @@ def test_before_the_first_start(source):
 def test_all_is_well(source):
     with replicator():
         wait_until_healed(source)
+        wait_until(lambda: status()[1]["sources"][0]["active"], "the slot is read again after the first copy")
         code, report = status("--probe", "5")
         assert (code, told(report)) == (0, "")
         (found,) = report["sources"]

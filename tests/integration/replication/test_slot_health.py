@@ -12,10 +12,12 @@ import pytest
 
 from django_localsync.exceptions import ConfigurationError, SlotLost
 from django_localsync.pgoutput.lsn import Lsn
+from django_localsync.replication import slot as slot_module
 from django_localsync.replication.connection import ReplicationConnection, SystemIdentity
 from django_localsync.replication.diagnosis import Verdict, diagnose
 from django_localsync.replication.slot import (
     SlotHealth,
+    SlotWatch,
     check_server,
     drop_slot,
     history_problem,
@@ -101,6 +103,17 @@ def test_half_of_the_wal_budget_gives_a_warning(session, slot):
     write_wal(session, 32)
     assert "% of max_slot_wal_keep_size" in str(health(session).warning)
     assert health(session).problem is None
+
+
+def test_the_replicator_says_once_that_half_of_the_wal_budget_is_used(session, slot, monkeypatch, caplog):
+    monkeypatch.setattr(slot_module, "WATCH_INTERVAL_S", 0.0)
+    watch = SlotWatch(session, SLOT)
+    watch.look_when_due()
+    assert caplog.text == ""
+    write_wal(session, 48)
+    watch.look_when_due()
+    watch.look_when_due()
+    assert caplog.text.count("of max_slot_wal_keep_size") == 1
 
 
 def test_a_slot_that_exceeded_the_wal_budget_is_lost(session, slot):
