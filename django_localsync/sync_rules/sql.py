@@ -18,6 +18,8 @@ def parse_select(query: str) -> Select:
 
 
 class _SelectParser(ExpressionParser):
+    """Parses a query."""
+
     def whole(self) -> Select:
         if not self._is("select"):
             raise self._unexpected("a query begins with SELECT")
