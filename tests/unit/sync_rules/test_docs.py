@@ -10,7 +10,7 @@ import pytest
 from django_localsync.sync_rules import compile_rules
 
 DOCS = Path(__file__).parents[3] / "docs"
-PAGES = ("howto/writing-streams.md", "howto/migrating-from-powersync.md", "reference/sync-rules.md")
+PAGES = ("howto/streams.md", "howto/migrating-from-powersync.md", "reference/sync-rules.md")
 EXAMPLES = [
     pytest.param(block, id=f"{page}-{number}")
     for page in PAGES
