@@ -5,9 +5,8 @@
 
 import { isDeepStrictEqual } from 'node:util';
 import { createInterface } from 'node:readline';
+import { LocalSyncConnector } from '../../example_project/connector.js';
 import { column, LogLevels, PowerSyncDatabase, Schema, SyncStreamConnectionMethod, Table } from '@powersync/node';
-
-const MOST_TRANSACTIONS_AN_UPLOAD = 100;
 
 const logger = {
   log({ level, message, error }) {
@@ -15,47 +14,29 @@ const logger = {
   }
 };
 
-// What an app gives the SDK: credentials, and a way for local writes to reach the backend.
-class Connector {
+// The connector that an app copies, watched: what it fetched, sent and was told.
+class Connector extends LocalSyncConnector {
   uploads = []; // {sent, status, answer} of each request
+  rejections = [];
+  fetches = 0;
 
   // Each time that credentials are wanted the next of the tokens is given; the last one stays.
   constructor(endpoint, tokens) {
-    Object.assign(this, { endpoint, tokens, fetches: 0 });
-  }
-
-  async fetchCredentials() {
-    this.token = this.tokens[Math.min(this.fetches++, this.tokens.length - 1)];
-    return { endpoint: this.endpoint, token: this.token };
-  }
-
-  async uploadData(database) {
-    const transactions = [];
-    for await (const transaction of database.getCrudTransactions()) {
-      if (transactions.push(transaction) == MOST_TRANSACTIONS_AN_UPLOAD) break;
-    }
-    if (!transactions.length) return;
-    await this.post({
-      client_id: await database.getClientId(),
-      transactions: transactions.map(({ transactionId, crud }) => ({
-        id: transactionId,
-        operations: crud.map((entry) => ({ ...entry.toJSON(), tx_id: undefined }))
-      }))
-    });
-    await transactions.at(-1).complete();
-  }
-
-  async post(body) {
-    const response = await fetch(`${this.endpoint}/upload`, {
-      method: 'POST',
-      headers: { 'Content-Type': 'application/json', Authorization: `Bearer ${this.token}` },
-      body: JSON.stringify(body)
-    });
-    const answer = await response.text();
-    this.uploads.push({ sent: body, status: response.status, answer });
-    if (!response.ok) throw new Error(`the upload was answered with ${response.status}: ${answer}`);
+    const fetchToken = async () => tokens[Math.min(this.fetches++, tokens.length - 1)];
+    super(endpoint, fetchToken, { onRejected: ({ result }) => this.rejections.push(result) });
   }
 }
+
+// Node's fetch, watched in the same way.
+const fetchUnwatched = globalThis.fetch;
+globalThis.fetch = async (address, options) => {
+  const response = await fetchUnwatched(address, options);
+  if (connector && String(address).endsWith('/upload')) {
+    const answer = await response.clone().text();
+    connector.uploads.push({ sent: JSON.parse(options.body), status: response.status, answer });
+  }
+  return response;
+};
 
 let db, connector;
 
@@ -119,14 +100,15 @@ const requests = {
 
   async status() {
     const { connected, hasSynced, downloadError, uploadError } = db.currentStatus;
-    const { fetches, uploads } = connector ?? {};
+    const { fetches, uploads, rejections } = connector ?? {};
     return {
       connected,
       has_synced: hasSynced,
       errors: [downloadError, uploadError].filter(Boolean).map(String),
       queued: (await db.getUploadQueueStats()).count,
       fetches,
-      uploads
+      uploads,
+      rejections
     };
   }
 };

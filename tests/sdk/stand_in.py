@@ -40,7 +40,8 @@ class StandIn:
             await self._stream(receive, send)
         elif scope["path"] == "/upload":
             self.uploads.append(json.loads((await receive())["body"]))
-            await _answer(send, 200, {"data": {"transactions": []}})
+            results = [{"id": item["id"], "status": "applied"} for item in self.uploads[-1]["transactions"]]
+            await _answer(send, 200, {"data": {"transactions": results}})
         elif scope["path"] == "/write-checkpoint2.json":
             await _answer(send, 200, {"data": {"write_checkpoint": "1"}})
             self._uploaded.set()

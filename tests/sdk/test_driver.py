@@ -30,6 +30,7 @@ def test_local_writes_are_uploaded_by_transactions_and_replaced_by_the_backends_
         assert device.status["queued"] == 0
     assert server.uploads == [
         {
+            "version": 1,
             "client_id": device.versions["client_id"],
             "transactions": [
                 {
