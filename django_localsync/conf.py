@@ -6,7 +6,7 @@ docs/reference/settings.md lists them all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS
 
 from .exceptions import ConfigurationError
+from .querysets import Stream, is_dotted_path, rules_document
 from .sync_rules.builtin import with_rejections
 
 
@@ -24,8 +25,19 @@ from .sync_rules.builtin import with_rejections
 class Settings:
     """Every setting of django_localsync."""
 
-    rules: str | Path | Mapping[str, Any] | None = None
-    """Sync rules: YAML text, the path of a YAML file, or the same structure as a dict."""
+    rules: str | Path | Mapping[str, Any] | Stream | Sequence[Stream] | Callable[[], Any] | None = None
+    """Sync rules: YAML text, the path of a YAML file, a dict of the same structure, Streams made of QuerySets, or the
+    dotted path of Streams."""
+
+    sensitive_columns: tuple[str, ...] = (
+        "*password*",
+        "*secret*",
+        "*token*",
+        "*api_key*",
+        "*private_key*",
+        "sessions.session.*",
+    )
+    """Columns that a QuerySet must name to sync: patterns of `app.model.field`, with `*` for anything."""
 
     upload_handler: str | None = None
     """Dotted path of the project's UploadHandler; without it uploads are refused."""
@@ -110,14 +122,17 @@ def read_rules(settings: Settings) -> str | Mapping[str, Any]:
 def read_written_rules(settings: Settings) -> str | Mapping[str, Any]:
     """The project's own rules as YAML text or as a dict, read from their file where the setting names one.
 
-    A text of several lines is YAML, one of a single line a path. Raises ConfigurationError when there are no rules
-    or the file cannot be read.
+    A text of several lines is YAML, a dotted path names an object of Python, another text is the path of a file.
+    QuerySets become the SQL of streams here, so that models must be loaded. Raises ConfigurationError when there are
+    no rules or they cannot be read, and RulesError for what a QuerySet cannot say in a stream.
     """
     rules = settings.rules
     if rules is None:
-        raise ConfigurationError("LOCALSYNC has no RULES; give YAML text, the path of a YAML file, or a dict")
-    if isinstance(rules, Mapping) or (isinstance(rules, str) and "\n" in rules.strip()):
+        raise ConfigurationError("LOCALSYNC has no RULES; give YAML text, the path of a YAML file, a dict or Streams")
+    if isinstance(rules, str) and "\n" in rules.strip():
         return rules
+    if not isinstance(rules, str | Path) or (isinstance(rules, str) and is_dotted_path(rules)):
+        return rules_document(rules, using=settings.sources[0], sensitive=settings.sensitive_columns)
     try:
         return Path(rules).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ INSTALLED_APPS = [
     "channels",
     "django_localsync",
     "tests.testapp",
+    "tests.library",
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",

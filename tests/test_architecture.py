@@ -24,7 +24,7 @@ PACKAGE = ROOT / "django_localsync"
 FLOORS = [
     {"exceptions", "buckets", "pgoutput"},
     {"sync_rules", "protocol"},
-    {"storage", "models", "upload_models", "migrations", "conf", "auth", "key_sets"},
+    {"querysets", "storage", "models", "upload_models", "migrations", "conf", "auth", "key_sets"},
     {"replication", "evaluation", "streams", "consumers", "authentication", "views", "upload"},
     {"apps", "urls", "routing", "admin", "checks", "management", "testing"},
 ]

@@ -1,0 +1,1 @@
+"""Models with every kind of relation, key and name, for tests of QuerySet streams."""
