@@ -6,7 +6,7 @@ the parameter index; storage remembers both for each row, so that a change knows
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -45,9 +45,9 @@ INCOMPLETE = 0
 _PUT, _REMOVE = OpKind.PUT.value, OpKind.REMOVE.value  # reading an enum's value costs more than making a draft
 
 
-def encode_state(state: RowState) -> str:
-    """The text that storage keeps; equal states have equal texts."""
-    return orjson.dumps([state.places, state.lookups, dict(state.large), state.copies]).decode()
+def encode_state(places: Sequence[Place], lookups: Sequence[Lookup], large: Mapping[str, str], copies: int = 1) -> str:
+    """The text that storage keeps of a RowState's parts; equal parts in the same order have equal texts."""
+    return orjson.dumps((places, lookups, large, copies)).decode()
 
 
 def decode_state(text: str) -> RowState:
@@ -56,20 +56,34 @@ def decode_state(text: str) -> RowState:
     return RowState(tuple(map(tuple, places)), tuple(map(tuple, lookups)), large, copies)
 
 
+def draft_puts(
+    rows: Iterable[tuple[int, str, str, str, str]], buckets: Mapping[tuple[int, str], int], subkey: str
+) -> tuple[list[Place], list[Draft]]:
+    """Where a row is, and the operations that show it there.
+
+    `rows` are definition id, parameters, row type, row id and JSON text; `buckets` the bucket ids by the first two.
+    """
+    places: list[Place] = []
+    puts: list[Draft] = []
+    for definition, parameters, row_type, row_id, data in rows:
+        bucket = buckets[definition, parameters]
+        places.append((bucket, row_type, row_id))
+        puts.append((bucket, _PUT, put_checksum(row_type, row_id, data), row_type, row_id, subkey, data))
+    return places, puts
+
+
 def draft_changes(
-    before: Sequence[Place], after: Iterable[tuple[Place, str]], subkey_before: str, subkey_after: str
+    before: Iterable[Place], after: Collection[Place], puts: Iterable[Draft], subkey_before: str, subkey_after: str
 ) -> list[Draft]:
-    """The operations that take a row from `before` to `after` (each place with the row's JSON text).
+    """The operations that take a row from its places before to those after, where `puts` show it.
 
     A row that stays gets only its new PUT; one that leaves a bucket, or changes type, id or subkey there, gets a
     REMOVE that names exactly the PUT it takes back.
     """
-    puts = dict(after)
-    gone = before if subkey_before != subkey_after else [place for place in before if place not in puts]
+    kept = frozenset(after) if subkey_before == subkey_after else ()
     drafts: list[Draft] = []
-    for bucket, row_type, row_id in gone:
-        checksum = remove_checksum(row_type, row_id, subkey_before)
-        drafts.append((bucket, _REMOVE, checksum, row_type, row_id, subkey_before, None))
-    for (bucket, row_type, row_id), data in puts.items():
-        drafts.append((bucket, _PUT, put_checksum(row_type, row_id, data), row_type, row_id, subkey_after, data))
-    return drafts
+    for bucket, row_type, row_id in before:
+        if (bucket, row_type, row_id) not in kept:
+            checksum = remove_checksum(row_type, row_id, subkey_before)
+            drafts.append((bucket, _REMOVE, checksum, row_type, row_id, subkey_before, None))
+    return [*drafts, *puts]

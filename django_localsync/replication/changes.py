@@ -2,7 +2,8 @@
 
 Hot path, in two passes over a batch: the first evaluates the rules for every row (generated code) and resolves all
 buckets at once; the second walks the changes in order with each row's remembered state at hand, so that a chain of
-changes to one row within a batch comes out right. Inserted rows of a table with a key are not looked up.
+changes to one row within a batch comes out right. Inserted rows of a table with a key are not looked up. Remembered
+states stay texts: most rows stay where they are, and then comparing the texts is all.
 """
 
 from __future__ import annotations
@@ -10,25 +11,33 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard, cast
 
-from ..buckets.membership import INCOMPLETE, NOWHERE, Lookup, Place, RowState, draft_changes, encode_state
+from ..buckets.membership import (
+    INCOMPLETE,
+    NOWHERE,
+    Draft,
+    Lookup,
+    Place,
+    RowState,
+    draft_changes,
+    draft_puts,
+    encode_state,
+)
 from ..pgoutput.messages import UNCHANGED, Values
 from ..storage.writer import BucketKey, LookupEntry, StorageWriter, WriteSet
-from ..sync_rules.plan import RowEvaluator, TableName
+from ..sync_rules.plan import BucketRow, LookupRow, RowEvaluator, TableName
 from .tables import KeyValues, large_values
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One feed's part in a table: the generated function, and what its sources are called in storage.
+    """One feed's part in a table: the generated function, which calls its sources by their definitions' ids.
 
     `toastable` lists position and name of the columns that it reads and whose values an UPDATE may leave out.
     """
 
     evaluate: RowEvaluator
-    bucket_definitions: tuple[int, ...]
-    lookup_definitions: tuple[int, ...]
     definitions: frozenset[int]
     toastable: tuple[tuple[int, str], ...]
 
@@ -65,18 +74,19 @@ class Change(NamedTuple):
     values: Values | None
 
 
-class Evaluated(NamedTuple):
-    """A row's buckets (definition, parameters, row type, row id, JSON) and entries of the parameter index."""
-
-    rows: list[tuple[int, str, str, str, str]]
-    lookups: list[Lookup]
+Evaluated = tuple[list[BucketRow], list[LookupRow]]
+"""A row's buckets and its entries of the parameter index; `source` is the definition's id."""
 
 
 class Located(NamedTuple):
-    """The same with bucket ids."""
+    """Where a row is, what it adds to the parameter index, and the PUTs that show it."""
 
-    places: list[tuple[Place, str]]
-    lookups: tuple[Lookup, ...]
+    places: Sequence[Place]
+    lookups: Sequence[Lookup]
+    puts: Sequence[Draft]
+
+
+AWAY = Located((), (), ())
 
 
 class ChangeApplier:
@@ -93,8 +103,8 @@ class ChangeApplier:
     def apply(self, changes: Sequence[Change]) -> None:
         """Write the operations, row states and lookups that follow from a batch of changes."""
         evaluated = [
-            _evaluate(change.table.evaluations, change.values) if change.values and _is_whole(change.values) else None
-            for change in changes
+            _evaluate(table.evaluations, values) if values and _is_whole(values, before) else None
+            for table, before, _, values in changes
         ]
         self._find_buckets(evaluated)
         wanted: dict[int, set[str]] = defaultdict(set)
@@ -122,12 +132,16 @@ class ChangeApplier:
         output = WriteSet()
         applied = 0
         for (key, values), result in zip(rows, evaluated, strict=True):
-            before = states.take(part, key)
+            before = states.take(part.id, key)
             if part.identity == "row" and (before is None or before.copies < 1):
                 continue  # it was deleted since, or is still to be counted
-            if before is not None and before.copies == INCOMPLETE:
-                self._read_again(whole, key, values, before, states, output)
-            elif not self._fill_in(part, key, values, self._locate(result), refreshes, states, output):
+            if part.identity == "none":
+                self._replace_unremembered(part, key, result, output)
+            elif before is None:
+                self._put(part, None, key, values, result, states, output)
+            elif before.copies == INCOMPLETE:
+                self._put(whole, key, key, values, self._evaluate_late(whole.evaluations, values), states, output)
+            elif not self._fill_in(part, key, values, before, result, refreshes, states, output):
                 continue
             applied += 1
         states.save(output)
@@ -151,7 +165,7 @@ class ChangeApplier:
         while batch := self._writer.rows_from(table, key, limit=5000):
             output = WriteSet()
             for row_key, state in batch:
-                _move(table, row_key, row_key, state, NOWHERE, (), output)
+                _move(table, row_key, row_key, state, AWAY, output)
                 output.deleted_rows.append((table, row_key))
             self._writer.write(output)
             key = batch[-1][0]
@@ -159,72 +173,98 @@ class ChangeApplier:
     def _truncate_unremembered(self, table: int, definitions: Iterable[int]) -> None:
         output = WriteSet(removed_lookups=self._writer.lookups_of(table))
         for bucket, row_type, row_id, subkey in self._writer.live_rows(sorted(definitions), f"{table}/"):
-            output.drafts += draft_changes([(bucket, row_type, row_id)], (), subkey, subkey)
+            output.drafts += draft_changes([(bucket, row_type, row_id)], (), (), subkey, subkey)
         self._writer.write(output)
 
     def _apply_one(self, change: Change, result: Evaluated | None, rows: _Rows, output: WriteSet) -> None:
         table, before_key, after_key, values = change
-        before = rows.take(table, before_key) if before_key is not None else None
         if values is None or after_key is None:
             assert before_key is not None, "a change has a row before or after"
-            if table.identity == "row":
-                self._drop_copy(table, before_key, before, rows, output)
-            elif before is not None:
-                rows.forget(table, before_key)
-                _move(table.id, before_key, before_key, before, NOWHERE, (), output)
+            self._delete(table, before_key, rows, output)
             return
-        if result is not None and _is_whole(values):
-            whole = values
-        else:
+        if result is None:
+            before = rows.take(table.id, before_key) if before_key is not None else None
             whole, missing = _fill(table, values, before)
             if missing:
                 self._remember_incomplete(change, whole, missing, before, rows, output)
                 return
-            result = _evaluate(table.evaluations, whole)
-            self._find_buckets([result])
-        located = self._locate(result)
-        after = _state(table, whole, located)
+            result = self._evaluate_late(table.evaluations, whole)
+        else:
+            whole = cast("list[str | None]", values)
         if table.identity == "row":
             if before_key is not None:
-                self._drop_copy(table, before_key, before, rows, output)
-            self._add_copy(table, after_key, after, located, rows, output)
-            return
-        old_key = after_key if before_key is None else before_key  # a key may be the empty text
-        _move(table.id, old_key, after_key, before or NOWHERE, after, located.places, output)
-        if table.identity != "none":
-            if before_key is not None and before_key != after_key:
-                rows.forget(table, before_key)
-            rows.put(table, after_key, after)
+                self._drop_copy(table, before_key, rows, output)
+            self._add_copy(table, after_key, whole, result, rows, output)
+        else:
+            self._put(table, before_key, after_key, whole, result, rows, output)
 
-    def _drop_copy(
-        self, table: ReplicatedTable, key: str, state: RowState | None, rows: _Rows, output: WriteSet
+    def _delete(self, table: ReplicatedTable, key: str, rows: _Rows, output: WriteSet) -> None:
+        if table.identity == "row":
+            self._drop_copy(table, key, rows, output)
+        elif (before := rows.take(table.id, key)) is not None:
+            rows.forget(table.id, key)
+            _move(table.id, key, key, before, AWAY, output)
+
+    def _put(
+        self,
+        table: ReplicatedTable,
+        before_key: str | None,
+        key: str,
+        values: Sequence[str | None],
+        result: Evaluated,
+        rows: _Rows,
+        output: WriteSet,
     ) -> None:
+        """A row is there as it is now. What it was before matters only where its state was another."""
+        after = self._locate(table, key, result)
+        state = encode_state(after.places, after.lookups, large_values(values, table.toastable, table.toast_target))
+        if before_key is None:
+            _move(table.id, key, key, NOWHERE, after, output)
+        elif before_key == key and rows.text(table.id, key) == state:
+            output.drafts += after.puts
+        else:
+            _move(table.id, before_key, key, rows.take(table.id, before_key) or NOWHERE, after, output)
+            if before_key != key:
+                rows.forget(table.id, before_key)
+        if table.identity != "none":
+            rows.put(table.id, key, state)
+
+    def _drop_copy(self, table: ReplicatedTable, key: str, rows: _Rows, output: WriteSet) -> None:
         """One of several identical rows is gone, or the last one."""
+        state = rows.take(table.id, key)
         copies = (state.copies if state else 0) - 1
         if copies < 0 and not table.is_counted:
             return
         if copies == 0:
-            rows.forget(table, key)
+            rows.forget(table.id, key)
         else:
-            rows.put(table, key, (state or NOWHERE)._replace(copies=copies))
+            rows.put_state(table.id, key, (state or NOWHERE)._replace(copies=copies))
         if copies == 0 and state is not None:
-            _move(table.id, key, key, state, NOWHERE, (), output)
+            _move(table.id, key, key, state, AWAY, output)
 
     def _add_copy(
-        self, table: ReplicatedTable, key: str, new: RowState, located: Located, rows: _Rows, output: WriteSet
+        self,
+        table: ReplicatedTable,
+        key: str,
+        values: Sequence[str | None],
+        result: Evaluated,
+        rows: _Rows,
+        output: WriteSet,
     ) -> None:
         """A row came; an identical one may be there already, or have been deleted before it was read."""
-        state = rows.take(table, key)
+        state = rows.take(table.id, key)
         copies = (state.copies if state else 0) + 1
         if copies == 0:
-            rows.forget(table, key)
+            rows.forget(table.id, key)
             return
         if copies < 0:
-            rows.put(table, key, NOWHERE._replace(copies=copies))
+            rows.put_state(table.id, key, NOWHERE._replace(copies=copies))
             return
-        rows.put(table, key, new._replace(copies=copies))
+        located = self._locate(table, key, result)
+        new = _state(table, values, located)
+        rows.put_state(table.id, key, new._replace(copies=copies))
         if state is None or not _same(state, new):
-            _move(table.id, key, key, state or NOWHERE, new, located.places, output)
+            _move(table.id, key, key, state or NOWHERE, located, output)
 
     def _remember_incomplete(
         self,
@@ -243,161 +283,148 @@ class ChangeApplier:
         blind = [part for part in table.evaluations if missing & {name for _, name in part.toastable}]
         seeing = [part for part in table.evaluations if part not in blind]
         unknown = {definition for part in blind for definition in part.definitions}
-        result = _evaluate(seeing, values)
-        self._find_buckets([result])
-        located = self._locate(result)
+        located = self._locate(table, after_key, self._evaluate_late(seeing, values))
         known = _state(table, values, located)
         if before_key == after_key:
             kept = _only(before, unknown)
             known = known._replace(places=known.places + kept.places, lookups=known.lookups + kept.lookups)
-            before = before._replace(places=_except(before, unknown).places)
-        _move(table.id, before_key, after_key, before, known, located.places, output)
+        _move(table.id, before_key, after_key, before, Located(known.places, known.lookups, located.puts), output)
         if before_key != after_key:
-            rows.forget(table, before_key)
-        rows.put(table, after_key, known._replace(copies=INCOMPLETE))
+            rows.forget(table.id, before_key)
+        rows.put_state(table.id, after_key, known._replace(copies=INCOMPLETE))
         self.incomplete.setdefault(table.id, set()).update(unknown)
 
-    def _read_again(
-        self,
-        table: ReplicatedTable,
-        key: str,
-        values: list[str | None],
-        before: RowState,
-        rows: _Rows,
-        output: WriteSet,
-    ) -> None:
-        result = _evaluate(table.evaluations, values)
-        self._find_buckets([result])
-        located = self._locate(result)
-        after = _state(table, values, located)
-        rows.put(table, key, after)
-        _move(table.id, key, key, before, after, located.places, output)
+    def _replace_unremembered(self, table: ReplicatedTable, key: str, result: Evaluated, output: WriteSet) -> None:
+        """Add a row that the stream may have brought already: then it takes the place of itself."""
+        located = self._locate(table, key, result)
+        output.drafts += located.puts
+        entries = _entries(table.id, key, located.lookups)
+        output.removed_lookups |= entries
+        output.added_lookups |= entries
 
     def _fill_in(
         self,
         part: ReplicatedTable,
         key: str,
-        values: list[str | None],
-        located: Located,
+        values: Sequence[str | None],
+        before: RowState,
+        result: Evaluated,
         refreshes: bool,
         rows: _Rows,
         output: WriteSet,
     ) -> bool:
         """Add a row's places in some definitions to what is stored of it; answers whether there was anything new."""
-        before = rows.take(part, key)
-        definitions = {definition for evaluation in part.evaluations for definition in evaluation.definitions}
+        definitions = part.definitions
+        located = self._locate(part, key, result)
         new = _state(part, values, located)
-        old = _only(before or NOWHERE, definitions)
-        rest = _except(before or NOWHERE, definitions)
+        rest = _except(before, definitions)
         after = RowState(
-            rest.places + new.places,
-            rest.lookups + new.lookups,
-            {**rest.large, **new.large},
-            before.copies if before else 1,
+            rest.places + new.places, rest.lookups + new.lookups, {**rest.large, **new.large}, before.copies
         )
-        if before is not None and not refreshes and _same(before, after) and before.large == after.large:
+        if not refreshes and _same(before, after) and before.large == after.large:
             return False
-        if part.identity != "none":
-            rows.put(part, key, after)
-        else:  # an entry that the stream brought already is replaced by itself
-            output.removed_lookups |= _entries(part.id, key, new)
-        _move(part.id, key, key, old, new, located.places, output)
+        rows.put_state(part.id, key, after)
+        _move(part.id, key, key, _only(before, definitions), located, output)
         return True
 
     def _find_buckets(self, evaluated: Iterable[Evaluated | None]) -> None:
-        self._buckets = self._writer.bucket_ids([row[:2] for result in evaluated if result for row in result.rows])
+        self._buckets = self._writer.bucket_ids([row[:2] for result in evaluated if result for row in result[0]])
 
-    def _locate(self, result: Evaluated) -> Located:
-        buckets = self._buckets
-        places = [
-            ((buckets[definition, parameters], row_type, row_id), data)
-            for definition, parameters, row_type, row_id, data in result.rows
-        ]
-        return Located(places, tuple(result.lookups))
+    def _evaluate_late(self, evaluations: Sequence[Evaluation], values: Sequence[str | None]) -> Evaluated:
+        """Of a row that could not be evaluated with its batch."""
+        result = _evaluate(evaluations, values)
+        self._find_buckets([result])
+        return result
+
+    def _locate(self, table: ReplicatedTable, key: str, result: Evaluated) -> Located:
+        rows, lookups = result
+        places, puts = draft_puts(rows, self._buckets, _subkey(table.id, key))
+        return Located(places, [(*lookup,) for lookup in lookups], puts)
 
 
-Chunk = Sequence[tuple[str, list[str | None]]]
+Chunk = Sequence[tuple[str, Sequence[str | None]]]
 """Rows that were read, each with its key."""
 
 
-def _evaluate(evaluations: Iterable[Evaluation], values: list[str | None]) -> Evaluated:
-    rows: list[tuple[int, str, str, str, str]] = []
-    lookups: list[Lookup] = []
+def _evaluate(evaluations: Sequence[Evaluation], values: Sequence[str | None]) -> Evaluated:
+    if len(evaluations) == 1:
+        return evaluations[0].evaluate(values)
+    rows: list[BucketRow] = []
+    lookups: list[LookupRow] = []
     for part in evaluations:
-        found, entries = part.evaluate(values)
-        definitions = part.bucket_definitions
-        rows += [(definitions[row[0]], *row[1:]) for row in found]
-        if entries:
-            definitions = part.lookup_definitions
-            lookups += [(definitions[entry[0]], entry[1], entry[2]) for entry in entries]
-    return Evaluated(rows, lookups)
+        more_rows, more_lookups = part.evaluate(values)
+        rows += more_rows
+        lookups += more_lookups
+    return rows, lookups
 
 
 class _Rows:
-    """The remembered states of the rows a batch touches, as they are after each change."""
+    """The remembered states, as texts, of the rows a batch touches, as they are after each change."""
 
     def __init__(self, writer: StorageWriter, wanted: Mapping[int, set[str]]) -> None:
-        self._stored: dict[int, dict[str, RowState]] = {}
-        self._now: dict[int, dict[str, RowState | None]] = defaultdict(dict)
-        for table, keys in wanted.items():
-            self._stored[table] = writer.row_states(table, keys)
+        self._read_state = writer.read_state
+        self._stored = {table: writer.row_states(table, keys) for table, keys in wanted.items()}
+        self._now: dict[int, dict[str, str | None]] = defaultdict(dict)
 
-    def take(self, table: ReplicatedTable, key: str) -> RowState | None:
+    def text(self, table: int, key: str) -> str | None:
         """The row's state before this change."""
-        now = self._now[table.id]
-        if key in now:
-            return now[key]
-        return self._stored.get(table.id, {}).get(key)
+        now = self._now[table]
+        return now[key] if key in now else self._stored.get(table, {}).get(key)
 
-    def put(self, table: ReplicatedTable, key: str, state: RowState) -> None:
+    def take(self, table: int, key: str) -> RowState | None:
+        """The same, decoded."""
+        text = self.text(table, key)
+        return None if text is None else self._read_state(text)
+
+    def put(self, table: int, key: str, text: str) -> None:
         """The row's state after this change."""
-        self._now[table.id][key] = state
+        self._now[table][key] = text
 
-    def forget(self, table: ReplicatedTable, key: str) -> None:
+    def put_state(self, table: int, key: str, state: RowState) -> None:
+        """The same, not encoded yet."""
+        self.put(table, key, encode_state(*state))
+
+    def forget(self, table: int, key: str) -> None:
         """The row is gone."""
-        self._now[table.id][key] = None
+        self._now[table][key] = None
 
     def save(self, output: WriteSet) -> None:
         """What must be written so that storage remembers the states as they are now."""
         for table, rows in self._now.items():
             stored = self._stored.get(table, {})
-            for key, state in rows.items():
+            for key, text in rows.items():
                 before = stored.get(key)
-                if state is None:
+                if text is None:
                     if before is not None:
                         output.deleted_rows.append((table, key))
                 elif before is None:
-                    output.inserted_rows.append((table, key, encode_state(state)))
-                elif before != state:
-                    output.updated_rows.append((table, key, encode_state(state)))
+                    output.inserted_rows.append((table, key, text))
+                elif before != text:
+                    output.updated_rows.append((table, key, text))
 
 
-def _move(
-    table: int,
-    before_key: str,
-    after_key: str,
-    before: RowState,
-    after: RowState,
-    places: Iterable[tuple[Place, str]],
-    output: WriteSet,
-) -> None:
-    # The table's id makes two source tables under one client name distinct.
-    output.drafts += draft_changes(before.places, places, f"{table}/{before_key}", f"{table}/{after_key}")
-    if before.lookups == after.lookups and before_key == after_key:
-        return
-    output.replace_lookups(_entries(table, before_key, before), _entries(table, after_key, after))
+def _subkey(table: int, key: str) -> str:
+    return f"{table}/{key}"  # the table makes two source tables under one client name distinct
 
 
-def _entries(table: int, key: str, state: RowState) -> set[LookupEntry]:
-    return {LookupEntry(definition, name, table, key, outputs) for definition, name, outputs in state.lookups}
+def _move(table: int, before_key: str, key: str, before: RowState, after: Located, output: WriteSet) -> None:
+    """A row goes from where it was to where it is."""
+    if before.places:
+        subkeys = _subkey(table, before_key), _subkey(table, key)
+        output.drafts += draft_changes(before.places, after.places, after.puts, *subkeys)
+    else:
+        output.drafts += after.puts
+    if before.lookups or after.lookups:
+        output.replace_lookups(_entries(table, before_key, before.lookups), _entries(table, key, after.lookups))
 
 
-def _state(table: ReplicatedTable, values: list[str | None], located: Located) -> RowState:
-    return RowState(
-        tuple(place for place, _ in located.places),
-        located.lookups,
-        large_values(values, table.toastable, table.toast_target),
-    )
+def _entries(table: int, key: str, lookups: Iterable[Lookup]) -> set[LookupEntry]:
+    return {LookupEntry(definition, name, table, key, outputs) for definition, name, outputs in lookups}
+
+
+def _state(table: ReplicatedTable, values: Sequence[str | None], located: Located) -> RowState:
+    large = large_values(values, table.toastable, table.toast_target)
+    return RowState(tuple(located.places), tuple(located.lookups), large)
 
 
 def _only(state: RowState, definitions: Container[int]) -> RowState:
@@ -421,8 +448,8 @@ def _same(one: RowState, other: RowState) -> bool:
     return set(one.places) == set(other.places) and set(one.lookups) == set(other.lookups)
 
 
-def _is_whole(values: Values) -> TypeGuard[list[str | None]]:
-    return UNCHANGED not in values
+def _is_whole(values: Values, before: str | None) -> TypeGuard[list[str | None]]:
+    return before is None or UNCHANGED not in values  # only an UPDATE leaves values out
 
 
 def _fill(table: ReplicatedTable, values: Values, before: RowState | None) -> tuple[list[str | None], set[str]]:

@@ -97,9 +97,9 @@ class LayoutBuilder:
     ) -> Evaluation:
         used = feed.plan.used_columns(table, columns, only=feed.only)
         return Evaluation(
-            evaluate=feed.plan.row_evaluator(table, columns, self._report(table), only=feed.only),
-            bucket_definitions=feed.bucket_definitions,
-            lookup_definitions=feed.lookup_definitions,
+            evaluate=feed.plan.row_evaluator(
+                table, columns, self._report(table), only=feed.only, numbers=dict(feed.definitions())
+            ),
             definitions=feed.definition_ids(),
             toastable=tuple(item for item in toastable if item[0] in used),
         )

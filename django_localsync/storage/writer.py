@@ -181,15 +181,13 @@ class StorageWriter:
 
     # Primary key (table_id, key).
     ROW_STATES = """
-        SELECT row.key, row.state
-          FROM json_array_elements_text(%s::json) AS wanted (key)
-          JOIN localsync_current_row AS row ON row.table_id = %s AND row.key = wanted.key
+        SELECT key, state FROM localsync_current_row
+         WHERE table_id = %s AND key = ANY(ARRAY(SELECT json_array_elements_text(%s::json)))
     """
 
-    def row_states(self, table: int, keys: Iterable[str]) -> dict[str, RowState]:
-        """What is remembered of these rows; an unknown row is absent."""
-        rows = self._connection.execute(self.ROW_STATES, (_json(list(keys)), table))
-        return {key: self._living_state(state) for key, state in rows}
+    def row_states(self, table: int, keys: Iterable[str]) -> dict[str, str]:
+        """What is remembered of these rows, as texts for `read_state`; an unknown row is absent."""
+        return dict(self._connection.execute(self.ROW_STATES, (table, _json(list(keys)))))
 
     NEXT_ROWS = """
         SELECT key, state FROM localsync_current_row WHERE table_id = %s AND key >= %s ORDER BY key LIMIT %s
@@ -198,7 +196,7 @@ class StorageWriter:
     def rows_from(self, table: int, key: str, limit: int) -> list[tuple[str, RowState]]:
         """The next rows of a table in key order, `key` included, for work that deletes all of them."""
         rows = self._connection.execute(self.NEXT_ROWS, (table, key, limit))
-        return [(row_key, self._living_state(state)) for row_key, state in rows]
+        return [(row_key, self.read_state(state)) for row_key, state in rows]
 
     INCOMPLETE_ROWS = """
         SELECT key FROM localsync_current_row WHERE table_id = %s AND state LIKE %s ORDER BY key LIMIT %s
@@ -210,7 +208,8 @@ class StorageWriter:
         rows = self._connection.execute(self.INCOMPLETE_ROWS, (table, pattern, limit))
         return [key for (key,) in rows]
 
-    def _living_state(self, text: str) -> RowState:
+    def read_state(self, text: str) -> RowState:
+        """A remembered state, as far as definitions are fed."""
         state, living = decode_state(text), self._living
         if living is None:
             return state

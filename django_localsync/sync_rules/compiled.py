@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 
 from ..exceptions import EvaluationError
 from ..pgoutput.values import ValueOptions
@@ -80,10 +81,16 @@ class CompiledPlan:
         return any(pattern.matches(table) for pattern in self.tables)
 
     def row_evaluator(
-        self, table: TableName, columns: Sequence[Column], on_error: OnError, *, only: Collection[str] | None = None
+        self,
+        table: TableName,
+        columns: Sequence[Column],
+        on_error: OnError,
+        *,
+        only: Collection[str] | None = None,
+        numbers: Mapping[str, int] | None = None,
     ) -> RowEvaluator:
         """Generate the function for a table of this layout; see `rows.row_evaluator`."""
-        return row_evaluator(table, columns, self._queries(table, only), self.options, on_error)
+        return row_evaluator(table, columns, self._queries(table, only, numbers or {}), self.options, on_error)
 
     def sources_of(self, table: TableName) -> frozenset[str]:
         """Identities of the bucket and lookup sources that read this table."""
@@ -104,9 +111,11 @@ class CompiledPlan:
         found = {item.name: missing_columns(item.query, columns) for item in self._queries(table)}
         return {name: missing for name, missing in found.items() if missing}
 
-    def _queries(self, table: TableName, only: Collection[str] | None = None) -> list[SourceQuery]:
+    def _queries(
+        self, table: TableName, only: Collection[str] | None = None, numbers: Mapping[str, int] = MappingProxyType({})
+    ) -> list[SourceQuery]:
         return [
-            SourceQuery(number, source.name, query)
+            SourceQuery(numbers.get(source.identity, number), source.name, query)
             for sources in (self.buckets, self.indexes)
             for number, source in enumerate(sources)
             if only is None or source.identity in only

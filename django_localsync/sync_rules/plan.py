@@ -226,12 +226,19 @@ class Plan(Protocol):
         """Whether any rule reads this table."""
 
     def row_evaluator(
-        self, table: TableName, columns: Sequence[Column], on_error: OnError, *, only: Collection[str] | None = None
+        self,
+        table: TableName,
+        columns: Sequence[Column],
+        on_error: OnError,
+        *,
+        only: Collection[str] | None = None,
+        numbers: Mapping[str, int] | None = None,
     ) -> RowEvaluator:
         """Generate the function for a table of this layout.
 
         With `only`, it answers for the bucket sources and lookup sources of these identities alone; the others give
-        nothing, cost nothing and report nothing. Sources keep their numbers.
+        nothing, cost nothing and report nothing. `numbers` says by identity what sources are called in the answer;
+        without it they are called by their index.
 
         A query of which a condition or parameter names a column that the table lacks gives nothing, and is reported
         to `on_error` at once: access must not widen because a column is gone. In a select list it reads as NULL.

@@ -16,7 +16,7 @@ from django_localsync.buckets.announcement import (
     write_checkpoint_digest,
 )
 from django_localsync.buckets.checksum import MODULUS, add_checksums, put_checksum, remove_checksum
-from django_localsync.buckets.membership import RowState, decode_state, draft_changes, encode_state
+from django_localsync.buckets.membership import RowState, decode_state, draft_changes, draft_puts, encode_state
 from django_localsync.buckets.operation import MAX_OP_ID, OpKind
 from django_localsync.exceptions import ProtocolError
 from tests.vectors import vectors
@@ -144,7 +144,13 @@ rows = st.dictionaries(places, st.sampled_from(["{}", '{"a":1}']))
 def test_a_client_that_had_the_row_before_has_it_afterwards(before, after, subkey_before, subkey_after):
     client = {(*place, subkey_before): "old" for place in before}
 
-    drafts = draft_changes(sorted(before), after.items(), subkey_before, subkey_after)
+    buckets = {(number, "[]"): number for number in (1, 2, 3)}
+    located = [(bucket, "[]", row_type, row_id, data) for (bucket, row_type, row_id), data in after.items()]
+    places, puts = draft_puts(located, buckets, subkey_after)
+
+    drafts = draft_changes(sorted(before), places, puts, subkey_before, subkey_after)
+
+    assert places == list(after)
 
     total = add_checksums(draft[2] for draft in drafts)
     removed, put = [], []
@@ -171,4 +177,4 @@ row_states = st.builds(
 
 @given(row_states)
 def test_what_storage_remembers_of_a_row_is_read_as_it_was_written(state):
-    assert decode_state(encode_state(state)) == state
+    assert decode_state(encode_state(*state)) == state
