@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-SCHEMA = 'odd "Schema".x'
+SCHEMA = 'odd "Schema" x'
 ODD_NAMES = ['a "b"', "Ünïcode", "select", "x.y", "c{d}", "tab\there", "(p)", "semi;colon", "q'uote", "back\\slash"]
 WORDS = (
     *("", " ", "NULL", "null", "empty", "infinity", "t", "0", "{}", "()", "[)", '"', '""', "\\", "\\\\", "'", ",", ";"),

@@ -50,7 +50,7 @@ class PgType:
     `name` is the catalogue's (`int4`, not `integer`; `_int4` for its array); `element` is an array's element, a
     domain's base, a range's subtype or a multirange's range; `members` are a composite's attributes in order;
     `delimiter` stands between elements of an array of this type (`;` for box, else `,`); `facts` say what of its own
-    definition shows in values: an enum's labels, a composite's attributes.
+    definition shows in values: each label of an enum, all attributes of a composite.
     """
 
     name: str
@@ -91,8 +91,8 @@ class PgType:
     def all_facts(self) -> frozenset[str]:
         """The facts of the type and of its parts.
 
-        Values converted before stay as they would be now while no fact is gone: a new label or attribute only adds
-        some, a renamed or dropped one takes some away. No fact holds a line break.
+        Values converted before stay as they would be now while no fact is gone: a new label only adds one, whereas a
+        renamed one, or any change of attributes, takes one away. No fact holds a line break.
         """
         parts = [self.element] if self.element else [member.type for member in self.members]
         return frozenset(self.facts).union(*(part.all_facts() for part in parts))

@@ -34,9 +34,10 @@ TYPES = """
                       WHERE attrelid = type.typrelid AND attnum > 0 AND NOT attisdropped), '[]'),
            coalesce((SELECT json_agg(format('%%s label %%s %%s', type.oid, label.oid, to_json(enumlabel)))
                        FROM pg_enum AS label WHERE enumtypid = type.oid),
-                    (SELECT json_agg(format('%%s attribute %%s %%s %%s', type.oid, attnum, atttypid, to_json(attname)))
+                    (SELECT json_build_array(format('%%s attributes %%s', type.oid,
+                            json_agg(json_build_array(attnum, attname, atttypid::bigint) ORDER BY attnum)::text))
                        FROM pg_attribute
-                      WHERE attrelid = type.typrelid AND attnum > 0 AND NOT attisdropped), '[]')
+                      WHERE attrelid = type.typrelid AND attnum > 0 AND NOT attisdropped HAVING count(*) > 0), '[]')
       FROM wanted
       JOIN pg_type AS type ON type.oid = wanted.oid
       JOIN pg_namespace AS namespace ON namespace.oid = type.typnamespace

@@ -6,7 +6,7 @@ import json
 import random
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -180,10 +180,10 @@ def seed() -> int:
     return random.SystemRandom().randrange(2**32)
 
 
-def spoil(session: psycopg.Connection[Any]) -> None:
+def spoil(session: psycopg.Connection[Any], settings: Mapping[str, str] = HOSTILE_SETTINGS) -> None:
     """Settings that print and read values otherwise, for all sessions to come."""
     database = identifier(session.info.dbname)
-    for name, value in HOSTILE_SETTINGS.items():
+    for name, value in settings.items():
         session.execute(f"ALTER DATABASE {database} SET {name} TO {quoted(value)}".encode())
 
 
