@@ -162,7 +162,8 @@ class FollowedTables:
             return
         filling = rule_sets.filling_definitions(self._storage)
         for stored in self.stored.values():
-            known = {d for backfill in self._backfills.of_table(stored.id) for d in backfill.stored.definitions}
+            backfills = [backfill.stored for backfill in self._backfills.of_table(stored.id)]
+            known = {d for backfill in backfills if backfill.reads_all for d in backfill.definitions}
             missing = (self.layouts.definitions_of(stored.name) & filling) - known
             if missing:
                 table = now[stored.relation_oid]

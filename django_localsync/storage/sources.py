@@ -60,6 +60,11 @@ class StoredBackfill:
     rows: int
     estimated_rows: int
 
+    @property
+    def reads_all(self) -> bool:
+        """Whether it reads the table, and not only rows that the stream left incomplete."""
+        return self.phase != "rereading" or self.blocks > 0
+
 
 _SOURCE = "id, alias, slot, lsn, written_lsn, system_identifier, timeline, prepared_for, published"
 
@@ -215,21 +220,21 @@ _BACKFILL = """backfill.id, backfill.table_id, backfill.definitions, backfill.re
 
 
 def load_backfills(connection: Connection, source: int, living: Collection[int]) -> list[StoredBackfill]:
-    """What is still to be read of a source for definitions that live; what is for none of them is deleted."""
+    """What is still to be read of a source for definitions that live; what is for none of them is deleted.
+
+    A count goes on whatever it was begun for: it says which rows there are, for every definition.
+    """
     query: LiteralString = f"""
         SELECT {_BACKFILL} FROM localsync_backfill AS backfill
           JOIN localsync_source_table AS source_table ON source_table.id = backfill.table_id
          WHERE source_table.source_id = %s AND NOT source_table.retired ORDER BY backfill.id
     """
     found = [_stored_backfill(row) for row in connection.execute(query, (source,))]
+    needed = [backfill for backfill in found if backfill.counts or not backfill.definitions.isdisjoint(living)]
     for backfill in found:
-        if backfill.definitions.isdisjoint(living):
+        if backfill not in needed:
             end_backfill(connection, backfill.id)
-    return [
-        replace(backfill, definitions=backfill.definitions & frozenset(living))
-        for backfill in found
-        if not backfill.definitions.isdisjoint(living)
-    ]
+    return [replace(backfill, definitions=backfill.definitions & frozenset(living)) for backfill in needed]
 
 
 def add_backfill(
