@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -210,3 +211,54 @@ def test_a_bound_that_sqlite_cannot_hold_is_null():
         "lower_exclusive": 0,
         "upper_exclusive": 0,
     }
+
+
+def test_a_member_that_is_older_than_its_type_is_null_where_it_cannot_be_read():
+    altered = composite("altered", n=INT4, day=PgType.named("timestamptz"), grid=array_of(INT4), a=TEXT)
+
+    assert json.loads(convert(altered, "(x,+00,7,b)")) == {"n": None, "day": None, "grid": None, "a": "b"}
+
+
+def test_arrays_of_integers_are_json_but_for_brackets_bounds_and_null():
+    numbers = composite("numbers", few=array_of(INT4))
+
+    assert (
+        convert(PgType.named("int8[]"), "[2:3][0:1]={{1,NULL},{-3,9007199254740993}}")
+        == "[[1,null],[-3,9007199254740993]]"
+    )
+    assert convert(PgType.named("oid[]"), "{}") == "[]"
+    assert convert(numbers, '("{1,NULL}")') == '{"few":[1,null]}'
+
+
+@pytest.mark.parametrize("digits", [None, *range(7)])
+@pytest.mark.parametrize("fraction", ["", *("." + "123456"[:count] for count in range(1, 7))])
+def test_every_precision_of_every_fraction(digits, fraction):
+    options = EDITION_1 if digits is None else ValueOptions(timestamp_max_precision=digits)
+    kept = fraction if digits is None else fraction[1:][:digits].ljust(digits, "0")
+    end = kept if digits is None or not digits else "." + kept
+    joint = " " if digits is None else "T"
+
+    assert convert(PgType.named("time"), f"07:08:09{fraction}", options) == f"07:08:09{end}"
+    for year in ("2024", "10000"):
+        expected = f"{year}-05-06{joint}07:08:09{end}"
+        assert convert(PgType.named("timestamp"), f"{year}-05-06 07:08:09{fraction}", options) == expected
+    assert convert(PgType.named("timestamp"), f"0044-05-06 07:08:09{fraction} BC", options) is None
+    zoned = convert(PgType.named("timestamptz"), f"2024-05-06 07:08:09{fraction}+00", options)
+    assert zoned == f"2024-05-06{joint}07:08:09{end}Z"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{" + '"a\\"\\\\",' * 100_000 + "x}",
+        '{"' + '\\"' * 1_000_000 + '"}',
+        "{" * 6 + "1" + "}" * 6,
+        '{"' + "a" * 10**7 + '"}',
+    ],
+    ids=["many", "escapes", "deep", "long"],
+)
+def test_time_is_linear_in_the_length_of_a_value(text):
+    began = time.process_time()
+
+    assert json.loads(convert(PgType.named("text[]"), text))
+    assert time.process_time() - began < 2
