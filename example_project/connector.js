@@ -23,23 +23,37 @@ export class LocalSyncConnector {
 
   // Called by the SDK when there are local writes; what it throws is tried again after a pause.
   async uploadData(database) {
+    const client_id = await database.getClientId();
     for (;;) {
       const transactions = await oldest(database);
       if (!transactions.length) return;
-      const results = await this.#upload(await database.getClientId(), transactions);
-      await this.#settle(transactions, results);
+      await this.#settle(transactions, await this.#upload(client_id, transactions.map(asJson)));
     }
   }
 
   async #upload(client_id, transactions) {
-    const body = { version: 1, client_id, transactions: transactions.map(asJson) };
     const token = this.#token ?? (await this.fetchCredentials()).token;
     const headers = { 'Content-Type': 'application/json', Authorization: `Bearer ${token}` };
     if (this.language) headers['Accept-Language'] = this.language; // browsers send their own
-    const response = await fetch(`${this.endpoint}/upload`, { method: 'POST', headers, body: JSON.stringify(body) });
+    const body = JSON.stringify({ version: 1, client_id, transactions });
+    const response = await fetch(`${this.endpoint}/upload`, { method: 'POST', headers, body });
+    if (response.status == 413) return this.#uploadInParts(client_id, transactions, await response.text());
     if (response.status == 401) this.#token = undefined; // the next attempt asks for a new one
     if (!response.ok) throw new Error(`the upload was answered with ${response.status}: ${await response.text()}`);
     return (await response.json()).data.transactions;
+  }
+
+  // A body that is too long: halves of it, one after the other. Halves of one transaction are applied one by one.
+  async #uploadInParts(client_id, transactions, answer) {
+    const [whole] = transactions;
+    const ofOne = () => inHalves(whole.operations).map((operations) => [{ ...whole, operations }]);
+    const halves = transactions.length > 1 ? inHalves(transactions) : ofOne();
+    if (!halves[0][0].operations.length) throw new Error(`a single write is too long: ${answer}`);
+    const results = await this.#upload(client_id, halves[0]);
+    if (results.some(({ status }) => status == 'deferred')) {
+      return [...results, ...transactions.map(({ id }) => ({ id, status: 'deferred' }))];
+    }
+    return [...results, ...(await this.#upload(client_id, halves[1]))];
   }
 
   // Takes out of the queue what is applied or refused for good; what is deferred stays, with all that follows it.
@@ -47,7 +61,7 @@ export class LocalSyncConnector {
     let last;
     let deferred = false;
     for (const transaction of transactions) {
-      const result = results.find(({ id }) => id == transaction.transactionId);
+      const result = together(results.filter(({ id }) => id == transaction.transactionId));
       if (!result) throw new Error(`the answer is silent about transaction ${transaction.transactionId}`);
       deferred = result.status == 'deferred';
       if (deferred) break;
@@ -69,6 +83,18 @@ async function oldest(database) {
     if (transactions.push(transaction) == MOST_TRANSACTIONS) break;
   }
   return transactions;
+}
+
+// The result of a transaction of which parts were sent: the worst of theirs.
+function together(parts) {
+  const status = ['deferred', 'rejected', 'applied'].find((each) => parts.some(({ status }) => status == each));
+  if (parts.length < 2) return parts[0];
+  return { ...parts[0], status, operations: parts.flatMap(({ operations }) => operations ?? []) };
+}
+
+function inHalves(list) {
+  const middle = list.length >> 1;
+  return [list.slice(0, middle), list.slice(middle)];
 }
 
 function asJson({ transactionId, crud }) {

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .database import Database
 
 MAX_OPERATIONS_PER_UPLOAD = 500
+TOO_LONG = 413  # the status of the answer to a body that the backend does not read
 
 logger = logging.getLogger("django_localsync.client")
 
@@ -110,20 +111,28 @@ class LocalSyncConnector:
     def upload_data(self, database: Database) -> None:
         """Upload whole transactions until the queue is empty. Raises RequestError or httpx2.HTTPError to try again."""
         while transactions := database.get_crud_transactions(MAX_OPERATIONS_PER_UPLOAD):
-            credentials = self._credentials or self.fetch_credentials()
-            response = self._http.post(
-                f"{self._endpoint}/upload",
-                content=encode_upload(UploadRequest(database.client_id, tuple(transactions))),
-                headers=credentials.headers | {"Content-Type": "application/json"},
-            )
-            try:
-                settlement = settle(transactions, response.status_code, response.content)
-            except AuthError:
-                self._credentials = None
-                raise
-            if settlement.through_op_id is not None:
-                database.complete(settlement.through_op_id)
-            report(settlement, self._on_rejected)
+            self._send(database, transactions)
+
+    def _send(self, database: Database, transactions: Sequence[CrudTransaction]) -> None:
+        credentials = self._credentials or self.fetch_credentials()
+        response = self._http.post(
+            f"{self._endpoint}/upload",
+            content=encode_upload(UploadRequest(database.client_id, tuple(transactions))),
+            headers=credentials.headers | {"Content-Type": "application/json"},
+        )
+        parts = halves(transactions) if response.status_code == TOO_LONG else ()
+        for part in parts:
+            self._send(database, part)
+        if parts:
+            return
+        try:
+            settlement = settle(transactions, response.status_code, response.content)
+        except AuthError:
+            self._credentials = None
+            raise
+        if settlement.through_op_id is not None:
+            database.complete(settlement.through_op_id)
+        report(settlement, self._on_rejected)
 
 
 class AsyncLocalSyncConnector:
@@ -148,20 +157,42 @@ class AsyncLocalSyncConnector:
     async def upload_data(self, database: AsyncDatabase) -> None:
         """Upload whole transactions until the queue is empty. Raises RequestError or httpx2.HTTPError to try again."""
         while transactions := await database.get_crud_transactions(MAX_OPERATIONS_PER_UPLOAD):
-            credentials = self._credentials or await self.fetch_credentials()
-            response = await self._http.post(
-                f"{self._endpoint}/upload",
-                content=encode_upload(UploadRequest(database.client_id, tuple(transactions))),
-                headers=credentials.headers | {"Content-Type": "application/json"},
-            )
-            try:
-                settlement = settle(transactions, response.status_code, response.content)
-            except AuthError:
-                self._credentials = None
-                raise
-            if settlement.through_op_id is not None:
-                await database.complete(settlement.through_op_id)
-            report(settlement, self._on_rejected)
+            await self._send(database, transactions)
+
+    async def _send(self, database: AsyncDatabase, transactions: Sequence[CrudTransaction]) -> None:
+        credentials = self._credentials or await self.fetch_credentials()
+        response = await self._http.post(
+            f"{self._endpoint}/upload",
+            content=encode_upload(UploadRequest(database.client_id, tuple(transactions))),
+            headers=credentials.headers | {"Content-Type": "application/json"},
+        )
+        parts = halves(transactions) if response.status_code == TOO_LONG else ()
+        for part in parts:
+            await self._send(database, part)
+        if parts:
+            return
+        try:
+            settlement = settle(transactions, response.status_code, response.content)
+        except AuthError:
+            self._credentials = None
+            raise
+        if settlement.through_op_id is not None:
+            await database.complete(settlement.through_op_id)
+        report(settlement, self._on_rejected)
+
+
+def halves(transactions: Sequence[CrudTransaction]) -> Sequence[Sequence[CrudTransaction]]:
+    """Two parts of an upload that was too long, to be sent in this order; none if it is a single write.
+
+    Parts of one local transaction are applied one by one.
+    """
+    if len(transactions) > 1:
+        middle = len(transactions) // 2
+        return transactions[:middle], transactions[middle:]
+    whole = transactions[0]
+    middle = len(whole.operations) // 2
+    parts = (whole.operations[:middle], whole.operations[middle:])
+    return tuple((CrudTransaction(whole.id, part),) for part in parts) if middle else ()
 
 
 def settle(transactions: Sequence[CrudTransaction], status: int, body: bytes) -> Settlement:

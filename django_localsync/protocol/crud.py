@@ -125,7 +125,8 @@ def parse_upload(body: bytes) -> UploadRequest:
     transactions = tuple(_transaction(item, f"transactions[{index}]") for index, item in enumerate(items))
     operations = [operation for transaction in transactions for operation in transaction.operations]
     if len(operations) > MAX_OPERATIONS:
-        _refuse("transactions", f"hold {len(operations)} operations; send at most {MAX_OPERATIONS} at a time")
+        problem = f"transactions: hold {len(operations)} operations; send at most {MAX_OPERATIONS} at a time"
+        raise RequestError("the upload has too many operations", status=413, details=problem)
     _check_ascending((transaction.id for transaction in transactions), "transactions", "id")
     _check_ascending((operation.op_id for operation in operations), "operations", "op_id")
     return UploadRequest(client_id, transactions)

@@ -36,8 +36,8 @@ def retry(upload: UploadJournal, handler: UploadHandler | None = None, user: Any
     """Apply again what was refused, as the user who sent it; what is refused again stays a dead letter.
 
     `handler` is by default the one in the settings. The answer that the device got stays what it was. Raises
-    ValueError if `upload` is not a dead letter, OperationDeferred if the handler cannot take it now, and what the
-    handler raises.
+    ValueError if `upload` is not a dead letter or its user is not active, OperationDeferred if the handler cannot take
+    it now, and what the handler raises.
     """
     from .handler import get_handler
 
@@ -45,7 +45,7 @@ def retry(upload: UploadJournal, handler: UploadHandler | None = None, user: Any
     using = handler.get_using()
     with transaction.atomic(using=using):
         stored = _lock(upload, using)
-        user = get_user_model()._default_manager.get(pk=stored.user_id) if user is None else user
+        user = _user(stored) if user is None else user
         item = refused_part(stored)
         result = handler.bind(user, stored.user_key, stored.client_id).apply(item)
         stored.rejections.using(using).all().delete()
@@ -94,6 +94,13 @@ def dismiss_by_device(operation: CrudOperation, context: UploadContext) -> str |
         uploads = UploadJournal._base_manager.using(context.using)
         uploads.filter(pk=upload_id, state=State.REJECTED).update(state=State.DISMISSED)
     return None
+
+
+def _user(upload: UploadJournal) -> Any:
+    user = get_user_model()._default_manager.get(pk=upload.user_id)
+    if not user.is_active:
+        raise ValueError(f"{upload} was sent by a user who is no longer active")
+    return user
 
 
 def _lock(upload: UploadJournal, using: str) -> UploadJournal:

@@ -209,7 +209,7 @@ class UploadHandler:
 
     def _give_up(self, item: CrudTransaction, key: JournalKey, error: Exception) -> TransactionResult | None:
         """The transaction failed by a bug. Reject it if that has been so for too long; None: it is to be sent again."""
-        if self.give_up_after is None or isinstance(error, OperationalError | InterfaceError):
+        if self.give_up_after is None or isinstance(error, OperationalError | InterfaceError | ConfigurationError):
             return None
         using, user_id = self.context.using, str(self.context.user.pk)
         result = reject(item, OperationRejected("failed", _("The server could not apply this write.")))

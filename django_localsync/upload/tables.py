@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Self, cast
 
-from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db import models, router
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -23,17 +22,17 @@ from rest_framework.permissions import BasePermission
 from ..exceptions import ConfigurationError, OperationRejected
 from ..protocol.crud import CrudOperation, Op
 from ..upload_models import Rejection
-from .conflicts import Conflict, changed_by_both, comparable
+from .conflicts import Conflict
 from .context import OperationRequest, UploadContext, resolve
-from .ids import is_counted, is_made_by_device
+from .ids import is_counted
+from .keys import find_lookup, key_attributes, key_fields
 from .values import DeviceColumns, model_field_of
+from .versions import Watch
 
 MISSING_ROW = "missing_row"
 """The remark on a PATCH or DELETE that found no row: it is applied, and changed nothing."""
 CONFLICT = "conflict"
 """The remark on an operation that met newer values, whatever became of it: the journal has both."""
-
-MAX_ROW_ID_CHARACTERS = 1000
 
 _METHODS = {"create": "POST", "update": "PUT", "partial_update": "PATCH", "destroy": "DELETE"}
 _ACTIONS = {Op.PUT: "update", Op.PATCH: "partial_update", Op.DELETE: "destroy"}
@@ -152,12 +151,7 @@ class UploadTable:
 
         Empty for an id that the device made and the server has not met.
         """
-        if not isinstance(self.lookup_field, str) or self._key_fields()[0] is not self.model._meta.pk:
-            return self._parse_id()
-        if not is_made_by_device(self.model, self.operation.id):
-            return {"pk": self._parse_value(self.model._meta.pk, self.operation.id)}
-        key = self.context.ids.find(self.model, self.operation.id)
-        return {} if key is None else {"pk": key}
+        return find_lookup(self.model, self.lookup_field, self.id_separator, self.operation.id, self.context.ids)
 
     def perform_create(self, serializer: serializers.Serializer[Any]) -> Any:
         """Save a new row; `serializer.save(owner=self.user)` sets fields that the device may not."""
@@ -222,7 +216,7 @@ class UploadTable:
         self._check(None)
         self._check_key_may_be_given(lookup)
         serializer = self._serializer(None, lookup)
-        serializer.validated_data.update(self._key_values(lookup))
+        serializer.validated_data.update(key_attributes(self.model, lookup))
         resolve(self.perform_create(serializer))
         if not lookup:
             self._remember_key(serializer.instance)
@@ -241,7 +235,7 @@ class UploadTable:
             serializer.validated_data.update(written)
         if not partial:
             self._reset_absent_fields(serializer)
-        self._count_version(serializer)
+        serializer.validated_data.update(self._watch.next_version(instance))
         resolve(self.perform_update(serializer))
         self._check_written(instance, {"pk": instance.pk})
         return None if conflict is None else CONFLICT
@@ -322,49 +316,8 @@ class UploadTable:
 
     # Keys.
 
-    def _key_fields(self) -> list[Any]:
-        names = (self.lookup_field,) if isinstance(self.lookup_field, str) else self.lookup_field
-        if names == ("pk",) and len(self.model._meta.pk_fields) > 1:
-            return list(self.model._meta.pk_fields)
-        return [self.model._meta.pk if name == "pk" else self.model._meta.get_field(name) for name in names]
-
-    def _parse_id(self) -> dict[str, Any]:
-        fields = self._key_fields()
-        texts = self.operation.id.split(self.id_separator) if len(fields) > 1 else [self.operation.id]
-        if len(texts) != len(fields):
-            message = _("%(count)d values are expected, with “%(separator)s” between them.")
-            raise OperationRejected(
-                "invalid_id", {"id": [message % {"count": len(fields), "separator": self.id_separator}]}
-            )
-        return {item.attname: self._parse_key_value(item, text) for item, text in zip(fields, texts, strict=True)}
-
-    def _parse_key_value(self, field: Any, text: str) -> Any:
-        """One value of the key; a related row that the device made is meant by its own id."""
-        related = field.related_model if field.is_relation else None
-        if related is not None and is_made_by_device(related, text):
-            key = self.context.ids.find(related, text)
-            if key is not None:
-                return key
-        return self._parse_value(field, text)
-
-    def _parse_value(self, field: Any, text: str) -> Any:
-        try:
-            if "\0" in text:
-                raise DjangoValidationError(_("Null characters are not allowed."))
-            if len(text) > MAX_ROW_ID_CHARACTERS:
-                raise DjangoValidationError(_("The id is too long."))
-            value = field.to_python(text)
-            (field.target_field if field.is_relation else field).run_validators(value)
-        except DjangoValidationError as error:
-            raise OperationRejected("invalid_id", {"id": error.messages}) from None
-        return value
-
-    def _key_values(self, lookup: dict[str, Any]) -> dict[str, Any]:
-        """Attributes of the model that the row's id decides."""
-        return {self.model._meta.pk.attname if name == "pk" else name: value for name, value in lookup.items()}
-
     def _key_of(self, instance: Any) -> dict[str, Any]:
-        return {item.attname: getattr(instance, item.attname) for item in self._key_fields()}
+        return {item.attname: getattr(instance, item.attname) for item in key_fields(self.model, self.lookup_field)}
 
     def _check_key_may_be_given(self, lookup: dict[str, Any]) -> None:
         if is_counted(self.model) and "pk" in lookup:
@@ -404,7 +357,7 @@ class UploadTable:
         return DeviceColumns(
             serializer,
             self.model,
-            self._key_values(key),
+            key_attributes(self.model, key),
             reserved=reserved,
             refuse_reserved=self.refuse_server_columns,
             ids=self.context.ids,
@@ -452,52 +405,26 @@ class UploadTable:
     # Conflicts.
 
     def _conflict(self, serializer: Any) -> Conflict | None:
-        if self.version_field is None and not self.check_previous:
+        if not self._watches:
             return None
-        instance, mine = serializer.instance, dict(serializer.validated_data)
         base = self._columns(serializer, {}).to_values(self.operation.old)
-        outdated = self._is_outdated(instance)
-        theirs = {name: _current(instance, name) for name in mine}
-        found = changed_by_both(mine, theirs, base, without_base=outdated)
-        if not (found and (outdated or self.check_previous)):
-            return None
-        return Conflict(self.operation, instance, found, base, theirs, mine)
+        mine = dict(serializer.validated_data)
+        return self._watch.find_conflict(self.operation, serializer.instance, base, mine)
 
     def _delete_conflict(self, instance: Any) -> Conflict | None:
-        if self.version_field is None and not self.check_previous:
+        if not self._watches:
             return None
         serializer: Any = self.get_serializer_class()(instance, context=self.get_serializer_context())
         base = self._columns(serializer, {}).to_values(self.operation.old)
-        outdated = self._is_outdated(instance)
-        theirs = {name: _current(instance, name) for name in base}
-        found = tuple(name for name in base if comparable(theirs[name]) != comparable(base[name]))
-        if not (outdated or (self.check_previous and found)):
-            return None
-        return Conflict(self.operation, instance, found, base, theirs, {})
+        return self._watch.find_delete_conflict(self.operation, instance, base)
 
-    def _is_outdated(self, instance: Any) -> bool:
-        """Whether the device saw another version than the row has. A device that does not say saw this one."""
-        if self.version_field is None:
-            return False
-        field: Any = self.model._meta.get_field(self.version_field)
-        old = self.operation.old or {}
-        column = next((name for name in (field.column, field.attname) if name in old), None)
-        if column is None:
-            return False
-        try:
-            with timezone.override(datetime.UTC):
-                seen = _aware(field.to_python(old[column]))
-        except DjangoValidationError:
-            return True
-        return bool(seen != getattr(instance, field.attname))
+    @property
+    def _watches(self) -> bool:
+        return self.check_previous or self.version_field is not None
 
-    def _count_version(self, serializer: Any) -> None:
-        """A version that is a number rises with each change; a timestamp is the model's own business (`auto_now`)."""
-        if self.version_field is None:
-            return
-        field: Any = self.model._meta.get_field(self.version_field)
-        if isinstance(field, models.IntegerField):
-            serializer.validated_data[field.attname] = (getattr(serializer.instance, field.attname) or 0) + 1
+    @property
+    def _watch(self) -> Watch:
+        return Watch(self.version_field, self.check_previous)
 
     def _settle(self, conflict: Conflict) -> Mapping[str, Any] | None:
         written: Mapping[str, Any] | None = resolve(self.on_conflict(conflict))
@@ -527,21 +454,6 @@ def _can_lock(queryset: models.QuerySet[Any]) -> bool:
     query = queryset.query
     grouped = query.group_by is not None or query.is_sliced or query.distinct or query.combinator
     return not grouped and not query.select_for_update and not queryset.model._meta.parents
-
-
-def _current(instance: Any, name: str) -> Any:
-    """A row's value by the name of a serializer's source, related rows by their keys, without a query."""
-    value: Any = instance
-    for part in name.split("."):
-        field = next((f for f in type(value)._meta.concrete_fields if f.name == part), None) if value else None
-        value = getattr(value, field.attname if field is not None else part, None)
-    return value
-
-
-def _aware(value: Any) -> Any:
-    if isinstance(value, datetime.datetime) and timezone.is_naive(value):
-        return timezone.make_aware(value, datetime.UTC)
-    return value
 
 
 def _require(permission: BasePermission, granted: bool) -> None:

@@ -24,11 +24,13 @@ CORRECTED = {**FIRST, "op_id": "2", "object_id": "b", "checksum": 4294967295, "d
 
 
 class StandIn:
-    """The ASGI application; `uploads` holds the bodies that came, `refused` counts requests with another token."""
+    """The ASGI application; `uploads` holds the bodies that came, `refused` counts requests with another token; a
+    longer upload than `most_bytes` is a 413."""
 
     def __init__(self) -> None:
         self.uploads: list[dict[str, Any]] = []
         self.refused = 0
+        self.most_bytes = 1_000_000
         self._uploaded = asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -39,7 +41,11 @@ class StandIn:
         elif scope["path"] == "/sync/stream":
             await self._stream(receive, send)
         elif scope["path"] == "/upload":
-            self.uploads.append(json.loads((await receive())["body"]))
+            body = (await receive())["body"]
+            if len(body) > self.most_bytes:
+                await _answer(send, 413, {"error": {"code": "PSYNC_S2001", "status": 413, "description": "too long"}})
+                return
+            self.uploads.append(json.loads(body))
             results = [{"id": item["id"], "status": "applied"} for item in self.uploads[-1]["transactions"]]
             await _answer(send, 200, {"data": {"transactions": results}})
         elif scope["path"] == "/write-checkpoint2.json":

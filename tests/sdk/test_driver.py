@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.processes import wait_until
 from tests.sdk.node_client import node_client
 from tests.sdk.stand_in import stand_in
 
@@ -47,6 +48,26 @@ def test_local_writes_are_uploaded_by_transactions_and_replaced_by_the_backends_
             ],
         }
     ]
+
+
+def test_an_upload_that_is_too_long_goes_in_parts_in_order() -> None:
+    with stand_in() as (server, address), node_client(TABLES) as device:
+        server.most_bytes = 600
+        insert = "INSERT INTO todos (id, title) VALUES (?, ?)"
+        device.write(*((insert, [f"x{number}", "T" * 60]) for number in range(9)))
+        for number in range(3):
+            device.write((insert, [f"y{number}", "T" * 60]))
+        device.connect(address, "good")
+        wait_until(lambda: device.status["queued"] == 0, "the queue is empty")
+
+    sent = [
+        (part["id"], item["op_id"])
+        for body in server.uploads
+        for part in body["transactions"]
+        for item in part["operations"]
+    ]
+    assert sent == [(1, number) for number in range(1, 10)] + [(2, 10), (3, 11), (4, 12)]
+    assert len(server.uploads) > 3
 
 
 def test_what_the_sdk_refuses_fails_the_test() -> None:

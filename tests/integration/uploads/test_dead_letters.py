@@ -124,6 +124,13 @@ def test_a_retry_that_fails_leaves_everything_as_it_was(alice: User, rejected: U
     assert (dead_letter().pk, Rejection.objects.count(), Document.objects.count()) == (rejected.pk, 2, 0)
 
 
+def test_nothing_is_retried_for_a_user_who_is_no_longer_active(alice: User, rejected: UploadJournal) -> None:
+    User.objects.update(is_active=False)
+
+    with pytest.raises(ValueError, match="no longer active"):
+        retry(rejected, HANDLER)
+
+
 def test_only_what_was_refused_of_a_transaction_is_retried(alice: User) -> None:
     handler = handler_of({"rejection_scope": RejectionScope.OPERATION}, **TABLES)
     result = send(handler, alice, put("projects", "p", name="Boat"), put("projects", "q", name=""))

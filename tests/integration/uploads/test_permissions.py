@@ -290,7 +290,7 @@ def operation(number: int = 1, **changes: Any) -> dict[str, Any]:
         (lambda: b'{"client_id":' + b"9" * 1_000_000 + b"}", 400),
         (lambda: b" " * 5_000_001, 413),
         (lambda: body_of([operation(number) for number in range(1, 50_002)]), 413),
-        (lambda: body_of([{"op_id": n, "op": "DELETE", "type": "", "id": ""} for n in range(50_001)]), 400),
+        (lambda: body_of([{"op_id": n, "op": "DELETE", "type": "", "id": ""} for n in range(50_001)]), 413),
         (lambda: body_of([operation(data={f"c{number}": 1 for number in range(2_001)})]), 400),
         (lambda: body_of([operation(data={"title": {"$ne": None}})]), 400),
         (lambda: body_of([operation(op="put; DROP TABLE")]), 400),

@@ -206,6 +206,60 @@ def test_a_failed_upload_is_shown_kept_and_sent_again(database, backend, status)
     database.wait_for_status(lambda now: now.upload_error is None, DEADLINE_S)
 
 
+def sent_parts(backend):
+    return [
+        [(transaction["id"], [operation["op_id"] for operation in transaction["operations"]]) for transaction in parts]
+        for parts in (body["transactions"] for body in backend.uploads)
+    ]
+
+
+def queue_three_transactions(write):
+    return [
+        write([("INSERT INTO todos(id, title) VALUES(?, 'x')", (f"{number}{letter}",)) for letter in letters])
+        for number, letters in enumerate(("abc", "d", "e"))
+    ]
+
+
+# Too long: the whole; then its first part, which is one transaction; then this one's second half.
+TOO_LONG = [413, 413]
+PARTS = [[(1, [1])], [(1, [2, 3])], [(2, [4]), (3, [5])]]
+
+
+def test_an_upload_that_is_too_long_goes_in_parts_in_order(database, backend):
+    def write(statements):
+        with database.write_transaction() as transaction:
+            for statement in statements:
+                transaction.execute(*statement)
+
+    queue_three_transactions(write)
+    backend.upload_statuses.extend(TOO_LONG)
+    connect(database, backend)
+
+    eventually(lambda: database.get_crud_batch() is None)
+    assert sent_parts(backend) == PARTS
+
+
+async def test_async_upload_that_is_too_long_goes_in_parts_in_order(tmp_path, backend):
+    async def write(statements):
+        async with database.write_transaction() as transaction:
+            for statement in statements:
+                await transaction.execute(*statement)
+
+    async def token():
+        return "token-1"
+
+    async with AsyncDatabase(tmp_path / "client.db", SCHEMA) as database:
+        for writing in queue_three_transactions(write):
+            await writing
+        backend.upload_statuses.extend(TOO_LONG)
+        await database.connect(AsyncLocalSyncConnector(backend.endpoint, token), QUICK)
+        async with asyncio.timeout(DEADLINE_S):
+            while await database.get_crud_batch() is not None:
+                await asyncio.sleep(0.01)
+
+    assert sent_parts(backend) == PARTS
+
+
 def test_an_upload_refused_with_401_fetches_another_token(database, backend):
     connect(database, backend)
     database.wait_for_first_sync(DEADLINE_S)
