@@ -51,14 +51,15 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
 
     def _check_database(self) -> None:
-        """Say what the rules name and the source has not. It ends nothing: everything else can be replicated."""
-        source = get_settings().source
+        """Say what the rules name and the sources have not. It ends nothing: everything else can be replicated."""
+        aliases = list(get_settings().sources)
         try:
-            self.check(tags=[Tags.database], databases=[source], fail_level=CRITICAL)
+            self.check(tags=[Tags.database], databases=aliases, fail_level=CRITICAL)
         except OperationalError:
             pass  # the replicator tells, and tries again
         finally:
-            connections[source].close()
+            for alias in aliases:
+                connections[alias].close()
 
 
 class TerminalProgress(Progress):
