@@ -115,11 +115,11 @@ class Report(Document):
 
 
 class Crate(models.Model):
-    """A row in another schema."""
+    """A row in another schema. Django's flush does not find such a table, so it may not have constraints."""
 
     number = models.IntegerField(primary_key=True, db_column="Crate No")
-    document = models.ForeignKey(Document, models.CASCADE, null=True, related_name="crates")
-    keeper = models.ForeignKey(User, models.SET_NULL, null=True, related_name="crates")
+    document = models.ForeignKey(Document, models.CASCADE, null=True, related_name="crates", db_constraint=False)
+    keeper = models.ForeignKey(User, models.SET_NULL, null=True, related_name="crates", db_constraint=False)
     weight = models.IntegerField(null=True)
 
     class Meta:
