@@ -1,0 +1,1 @@
+"""Random histories of sources beside a replicator, and what clients must see of them at every moment."""

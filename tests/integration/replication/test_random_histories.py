@@ -1,0 +1,72 @@
+"""Random histories (tests/histories): whatever happens, clients end with what the rules say, and see no half of it.
+
+Each is a seed. FAULTS are deliberate mistakes, each of which this very property must notice.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+
+from django_localsync.replication import replicator, source_reader, stream
+from tests.conftest import SOAK
+from tests.histories.run import Stage
+from tests.servers import database_alias, own_server
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HISTORIES = int(os.environ.get("LOCALSYNC_HISTORIES", 2000 if SOAK else 8))
+SEED = int(os.environ.get("LOCALSYNC_SEED", random.SystemRandom().randrange(2**32)))
+
+
+@pytest.fixture(scope="module")
+def origin() -> Iterator[str]:
+    """The alias of a source whose commits can be hidden: they wait for a standby that does not exist."""
+    settings = {"synchronous_standby_names": "absent", "synchronous_commit": "local"}
+    with own_server(**settings) as server, database_alias("origin", server.url) as alias:
+        yield alias
+
+
+@pytest.fixture
+def stage(origin: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """Everything that a replicator does now and then, it does all the time."""
+    for owner, name, value in (
+        (replicator, "FIRST_RETRY_S", 0.01),
+        (replicator, "LONGEST_RETRY_S", 0.02),
+        (stream, "BATCH_ROWS", 40),
+        (source_reader, "CATALOG_INTERVAL_S", 0.03),
+        (source_reader, "FIRST_CHUNK_BLOCKS", 1),
+        (source_reader, "MAX_CHUNK_BLOCKS", 1),
+        (source_reader, "CHUNK_ROWS", 10),
+    ):
+        monkeypatch.setattr(owner, name, value)
+    stage = Stage([origin], "default")
+    yield stage
+    stage.close()
+
+
+def test_clients_end_with_what_the_rules_say(stage):
+    print(f"{HISTORIES} histories from LOCALSYNC_SEED={SEED}")
+    play(stage, range(SEED, SEED + HISTORIES))
+
+
+Fault = Callable[[pytest.MonkeyPatch], None]
+FAULTS: list[Fault] = []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_deliberate_fault_is_found(fault, stage, monkeypatch):
+    with monkeypatch.context() as patch:
+        fault(patch)
+        patch.setattr("tests.histories.run.DEADLINE_S", 3.0)
+        with pytest.raises(AssertionError):
+            play(stage, range(60))
+
+
+def play(stage: Stage, seeds: Iterable[int]) -> None:
+    """Run these histories."""
+    for seed in seeds:
+        stage.play(seed)
