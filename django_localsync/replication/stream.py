@@ -120,7 +120,8 @@ class Stream:
                 self._handle(decode_message(frame.payload))
             case PrimaryKeepalive():
                 if self._is_idle():
-                    self._note_idle_position(frame.wal_end.value)
+                    # A server that is shutting down asks for a reply, and waits until all of its WAL is confirmed.
+                    self._note_idle_position(frame.wal_end.value, at_once=frame.reply_requested)
                 if frame.reply_requested:
                     self._confirm()
             case _:
@@ -233,7 +234,7 @@ class Stream:
             rules_replaced=swaps.rules,
         )
         self._storage_transaction.close()  # commits
-        self._lsn, self._end_lsn = self._end_lsn, None
+        self._lsn, self._end_lsn, self._idle_since = self._end_lsn, None, monotonic()
         self._write_checkpoints = set()
         self._confirm()  # only now: it is durable (I3)
 
@@ -253,10 +254,11 @@ class Stream:
     def _is_idle(self) -> bool:
         return not self._in_transaction and self._end_lsn is None
 
-    def _note_idle_position(self, wal_end: int) -> None:
+    def _note_idle_position(self, wal_end: int, *, at_once: bool) -> None:
         """Everything before it was delivered, and nothing of it is waiting."""
         self._idle_lsn = max(self._idle_lsn, wal_end)
-        if self._idle_lsn > self._lsn and monotonic() - self._idle_since >= IDLE_POSITION_INTERVAL_S:
+        is_due = at_once or monotonic() - self._idle_since >= IDLE_POSITION_INTERVAL_S
+        if self._idle_lsn > self._lsn and is_due:
             self._end_lsn = self._idle_lsn
             self._publish()
 

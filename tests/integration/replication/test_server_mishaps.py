@@ -16,7 +16,7 @@ import pytest
 
 from django_localsync.exceptions import ConfigurationError
 from django_localsync.models import BucketOperation, Source
-from django_localsync.replication import follower
+from django_localsync.replication import follower, stream
 from tests.conftest import SOAK
 from tests.elsewhere import ALIAS, Elsewhere, elsewhere, errors, in_step, replicator, served, wait_until_healed
 from tests.processes import ROOT, project_environment, wait_until
@@ -324,8 +324,7 @@ def test_disk_full_in_storage(source):
     """Bucket storage is on the same server here, and its operations on a disk that is soon full."""
     with small_disk(16) as disk:
         source.server.adopt(disk)
-        migrate = [sys.executable, "manage.py", "migrate", "django_localsync", "--verbosity=0"]
-        subprocess.run(migrate, check=True, cwd=ROOT, env=os.environ | project_environment(source.server.url))
+        migrate_storage(source)
         source.execute(
             f"CREATE TABLESPACE small LOCATION '{disk}'",
             "ALTER TABLE localsync_bucket_operation SET TABLESPACE small",
@@ -366,3 +365,27 @@ def test_an_idle_source_moves_on_by_heartbeats(source):
         moved = f"SELECT confirmed_flush_lsn - '0/0'::pg_lsn > {before} FROM pg_replication_slots"
         wait_until(lambda: source.query(moved) == [(True,)], "the slot moves on")
     assert operations() == 2
+
+
+def test_an_idle_replicator_with_its_storage_beside_the_source_is_quiet(source, monkeypatch):
+    """Storing a position writes WAL, which moves the position."""
+    monkeypatch.setattr(stream, "IDLE_POSITION_INTERVAL_S", 0.5)
+    migrate_storage(source)
+    with replicator(STORAGE=ALIAS):
+        wait_until(lambda: source.served() == source.titles(), "it is in step", 30)
+        time.sleep(0.8)
+        before = transactions(source)
+        time.sleep(1.5)
+        assert transactions(source) - before < 12
+
+
+def transactions(source: Elsewhere) -> int:
+    """How many writing transactions the server has seen."""
+    ((number,),) = source.query("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+    return int(number)
+
+
+def migrate_storage(source: Elsewhere) -> None:
+    """Make the tables of bucket storage on the source's own server."""
+    migrate = [sys.executable, "manage.py", "migrate", "django_localsync", "--verbosity=0"]
+    subprocess.run(migrate, check=True, cwd=ROOT, env=os.environ | project_environment(source.server.url))
