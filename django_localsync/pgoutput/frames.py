@@ -16,8 +16,13 @@ from .lsn import Lsn
 
 POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
+XLOG_DATA = b"w"
+"""First byte of a frame that carries a message."""
+
+MESSAGE_START = 25
+"""Where the message begins in it."""
+
 _XLOG_DATA = Struct(">xQQq").unpack_from
-_XLOG_DATA_HEADER_BYTES = 25
 _KEEPALIVE = Struct(">xQQ?")
 _STATUS_UPDATE = Struct(">cQQQq?")
 
@@ -50,9 +55,9 @@ def decode_frame(frame: bytes) -> Frame:
     """Decode one CopyData payload from the server. Raises ProtocolError for an unknown tag or a wrong length."""
     tag = frame[:1]
     try:
-        if tag == b"w":
+        if tag == XLOG_DATA:
             # tuple.__new__: a NamedTuple's own constructor costs twice as much, and this runs once a row.
-            return tuple.__new__(XLogData, (*_XLOG_DATA(frame), frame[_XLOG_DATA_HEADER_BYTES:]))
+            return tuple.__new__(XLogData, (*_XLOG_DATA(frame), frame[MESSAGE_START:]))
         if tag == b"k":
             wal_end, server_time, reply_requested = _KEEPALIVE.unpack(frame)
             return PrimaryKeepalive(Lsn(wal_end), server_time, reply_requested)

@@ -166,7 +166,7 @@ class ChangeApplier:
             output = WriteSet()
             for row_key, state in batch:
                 _move(table, row_key, row_key, state, AWAY, output)
-                output.deleted_rows.append((table, row_key))
+                output.deleted_rows.setdefault(table, []).append(row_key)
             self._writer.write(output)
             key = batch[-1][0]
 
@@ -396,7 +396,7 @@ class _Rows:
                 before = stored.get(key)
                 if text is None:
                     if before is not None:
-                        output.deleted_rows.append((table, key))
+                        output.deleted_rows.setdefault(table, []).append(key)
                 elif before is None:
                     output.inserted_rows.append((table, key, text))
                 elif before != text:

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import assert_never
 
 from ..buckets.announcement import MESSAGE_PREFIX
-from ..pgoutput.frames import PrimaryKeepalive, XLogData, decode_frame
+from ..pgoutput.frames import MESSAGE_START, XLOG_DATA, PrimaryKeepalive, decode_frame
 from ..pgoutput.lsn import Lsn
 from ..pgoutput.messages import (
     UNCHANGED,
@@ -114,18 +114,16 @@ class Stream:
             self._abandon_storage_transaction()
 
     def _receive(self, payload: bytes) -> None:
+        if payload[:1] == XLOG_DATA:  # nothing else of the frame is of use, and there is one a row
+            self._handle(decode_message(payload[MESSAGE_START:]))
+            return
         frame = decode_frame(payload)
-        match frame:
-            case XLogData():
-                self._handle(decode_message(frame.payload))
-            case PrimaryKeepalive():
-                if self._is_idle():
-                    # A server that is shutting down asks for a reply, and waits until all of its WAL is confirmed.
-                    self._note_idle_position(frame.wal_end.value, at_once=frame.reply_requested)
-                if frame.reply_requested:
-                    self._confirm()
-            case _:
-                assert_never(frame)
+        assert isinstance(frame, PrimaryKeepalive)
+        if self._is_idle():
+            # A server that is shutting down asks for a reply, and waits until all of its WAL is confirmed.
+            self._note_idle_position(frame.wal_end.value, at_once=frame.reply_requested)
+        if frame.reply_requested:
+            self._confirm()
 
     def _handle(self, message: Message) -> None:
         match message:

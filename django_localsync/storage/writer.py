@@ -57,7 +57,7 @@ class WriteSet:
     drafts: list[Draft] = field(default_factory=list)
     inserted_rows: list[tuple[int, str, str]] = field(default_factory=list)
     updated_rows: list[tuple[int, str, str]] = field(default_factory=list)
-    deleted_rows: list[tuple[int, str]] = field(default_factory=list)
+    deleted_rows: dict[int, list[str]] = field(default_factory=dict)  # keys by table
     added_lookups: set[LookupEntry] = field(default_factory=set)
     removed_lookups: set[LookupEntry] = field(default_factory=set)
 
@@ -282,21 +282,21 @@ class StorageWriter:
         """
         was_withheld, self.withheld = self.withheld, self.withheld and not show
         position = (lsn, self.withheld, lsn, committed_at, source)
-        self._connection.execute(self.SAVE_POSITION, position)
+        checkpoint = (self._op_id, self.withheld, self.withheld, self._op_id)
         deltas = [{"b": bucket, "n": n, "c": c, "o": o} for bucket, (n, c, o) in self._totals.items()]
         self._totals = {}
-        self._connection.execute(self.SAVE_CHECKPOINT, (self._op_id, self.withheld, self.withheld, self._op_id))
-        if was_withheld:
-            if deltas:
-                self._connection.execute(self.ADD_PENDING_TOTALS, (_json(deltas),))
-            if show:
-                for statement in self.SHOW_PENDING:
-                    self._connection.execute(statement)
-                self._announce({}, (), everything=True, rules=rules_replaced)
-            return
-        rows = self._connection.execute(self.ADD_TOTALS, (_json(deltas),)) if deltas else ()
-        totals = {row[0]: BucketTotals(*row[1:]) for row in rows}
-        self._announce(totals, write_checkpoints, everything=False, rules=rules_replaced)
+        with self._connection.pipeline():  # one round trip: it is part of every commit's way to the devices
+            self._connection.execute(self.SAVE_POSITION, position)
+            self._connection.execute(self.SAVE_CHECKPOINT, checkpoint)
+            add_totals = self.ADD_PENDING_TOTALS if was_withheld else self.ADD_TOTALS
+            rows = self._connection.execute(add_totals, (_json(deltas),)) if deltas else None
+        if not was_withheld:
+            totals = {row[0]: BucketTotals(*row[1:]) for row in rows or ()}
+            self._announce(totals, write_checkpoints, everything=False, rules=rules_replaced)
+        elif show:
+            for statement in self.SHOW_PENDING:
+                self._connection.execute(statement)
+            self._announce({}, (), everything=True, rules=rules_replaced)
 
     def _announce(
         self, totals: dict[int, BucketTotals], write_checkpoints: Iterable[int], *, everything: bool, rules: bool
@@ -342,14 +342,13 @@ class StorageWriter:
          WHERE row.table_id = v.t AND row.key = v.k
     """
     DELETE_ROWS = """
-        DELETE FROM localsync_current_row AS row
-         USING json_to_recordset(%s::json) AS v (t bigint, k text)
-         WHERE row.table_id = v.t AND row.key = v.k
+        DELETE FROM localsync_current_row
+         WHERE table_id = %s AND key = ANY(ARRAY(SELECT json_array_elements_text(%s::json)))
     """
 
     def _store_rows(self, changes: WriteSet) -> None:
-        if changes.deleted_rows:
-            self._connection.execute(self.DELETE_ROWS, (_json([{"t": t, "k": k} for t, k in changes.deleted_rows]),))
+        for table, keys in changes.deleted_rows.items():
+            self._connection.execute(self.DELETE_ROWS, (table, _json(keys)))
         if changes.updated_rows:
             rows = [{"t": t, "k": k, "s": s} for t, k, s in changes.updated_rows]
             self._connection.execute(self.UPDATE_ROWS, (_json(rows),))
