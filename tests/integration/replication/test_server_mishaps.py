@@ -99,6 +99,7 @@ def test_server_set_back_to_a_copy_of_its_files(source, folder):
         assert served() == {"1": "one", "2": "two", "5": "five"}
 
 
+@pytest.mark.soak
 def test_another_server_took_the_address(source):
     with replicator(), own_server() as other:
         wait_until_healed(source)
@@ -143,6 +144,7 @@ def test_failover_to_a_standby_without_the_slot(source, folder):
         wait_until_healed(source)
 
 
+@pytest.mark.soak
 def test_failover_to_a_standby_that_missed_what_clients_have(source, folder):
     with standby_of(source, folder) as standby, replicator():
         wait_until_healed(source)
@@ -172,6 +174,7 @@ def test_a_standby_is_refused_until_it_is_promoted(source, folder):
         wait_until(lambda: errors() == "", "the error ends")
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(MAJOR < 17, reason="Postgres takes slots along since 17")
 def test_failover_with_the_slot_reads_nothing_again(source, folder):
     with standby_of(source, folder, sync_replication_slots="on") as standby, replicator():
@@ -294,7 +297,7 @@ def test_pooler_in_front_and_the_way_around_it(source):
 
 def test_connection_cut_at_any_byte(source):
     """Counted from the moment at which the first copy begins, and in the stream."""
-    budgets = range(0, 30_000, 61 if SOAK else 1777)
+    budgets = range(0, 30_000, 61 if SOAK else 3777)
     with replicator():
         for number, budget in enumerate(budgets):
             source.proxy.budget = budget

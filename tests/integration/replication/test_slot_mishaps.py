@@ -137,10 +137,10 @@ def test_slots_of_others_fill_the_server(source):
     [
         "DROP PUBLICATION localsync",
         "ALTER PUBLICATION localsync DROP TABLE note",
-        "ALTER PUBLICATION localsync SET (publish = 'insert')",
-        "ALTER PUBLICATION localsync SET TABLE note (id)",
-        "ALTER PUBLICATION localsync SET TABLE note WHERE (id > 2)",
-        "ALTER PUBLICATION localsync RENAME TO renamed",
+        pytest.param("ALTER PUBLICATION localsync SET (publish = 'insert')", marks=pytest.mark.soak),
+        pytest.param("ALTER PUBLICATION localsync SET TABLE note (id)", marks=pytest.mark.soak),
+        pytest.param("ALTER PUBLICATION localsync SET TABLE note WHERE (id > 2)", marks=pytest.mark.soak),
+        pytest.param("ALTER PUBLICATION localsync RENAME TO renamed", marks=pytest.mark.soak),
     ],
 )
 @pytest.mark.parametrize("running", [True, False], ids=["running", "down"])
