@@ -37,7 +37,7 @@ class Settings:
         "*private_key*",
         "sessions.session.*",
     )
-    """Columns that a QuerySet must name to sync: patterns of `app.model.field`, with `*` for anything."""
+    """Columns that a QuerySet must name to sync: patterns of `field` or `app.model.field`, with `*` for anything."""
 
     upload_handler: str | None = None
     """Dotted path of the project's UploadHandler; without it uploads are refused."""

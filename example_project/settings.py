@@ -46,7 +46,7 @@ INSTALLED_APPS = [
 ASGI_APPLICATION = "example_project.asgi.application"  # ← django_localsync: streams need ASGI
 
 LOCALSYNC = {  # ← django_localsync
-    "RULES": HERE / "sync_rules.yaml",
+    "RULES": "example_project.lists.streams.streams",
     "UPLOAD_HANDLER": "example_project.uploads.ListsUploadHandler",
 }
 

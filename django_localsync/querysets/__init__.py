@@ -4,7 +4,8 @@
 
     streams = [Stream(Todo.objects.filter(list__members=auth.user()), name="todos", auto_subscribe=True)]
 
-A QuerySet is translated to the SQL of streams, from which everything else follows. docs/howto/streams.md is the guide.
+A QuerySet is translated to the SQL of streams, from which everything else follows. The guide is
+docs/howto/querysets.md.
 """
 
 from .expressions import auth, connection, evaluated_for, subscription

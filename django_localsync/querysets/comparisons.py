@@ -66,7 +66,7 @@ def element_of(value: Typed, array: Value, negated: bool) -> Condition:
     if value.kind is Kind.OTHER:
         raise NotExpressible(value.why_not or "it cannot be compared", "compare another column")
     if value.kind is Kind.INTEGER:
-        return Within(_as_text(value.value), array, as_text=True)
+        return Within(_as_text(value), array, as_text=True)
     return Within(_number(value), array)
 
 
@@ -132,17 +132,17 @@ def _number(side: Typed) -> Value:
     return side.value
 
 
-def _as_text(value: Value) -> Value:
-    match value:
+def _as_text(side: Typed) -> Value:
+    if side.kind in (Kind.TEXT, Kind.UUID):
+        return side.value
+    match side.value:
         case Constant(bool() as known):
             return Constant(str(int(known)))
         case Constant(int() as known):
             return Constant(str(known))
-        case Constant(str()):
-            return value
-        case RequestValue(_, None):
-            return value  # the user's id is text
-        case _:
+        case RequestValue(_, None) as user_id:
+            return user_id
+        case value:
             return function("cast as text", value)
 
 
@@ -160,7 +160,7 @@ def _with_request(operator: Operator, left: Typed, right: Typed) -> Condition:
             raise NotExpressible(side.why_not or "it cannot be compared", "compare another column")
     # In JSON a number may be 7 or "7".
     as_text = any(side.value == _USER or side.kind is Kind.INTEGER or _may_be_a_number(side) for side in sides)
-    convert = (lambda side: _as_text(side.value)) if as_text else _number
+    convert = _as_text if as_text else _number
     return compare(operator, convert(left), convert(right))
 
 

@@ -36,7 +36,7 @@ from .terms import (
     is_null,
     mentions,
 )
-from .values import ValueTranslator
+from .values import HINTS, ValueTranslator
 
 _OPERATORS: dict[type, Operator] = {
     lookups.Exact: "=",
@@ -215,8 +215,12 @@ class QueryTranslator(ValueTranslator):
     # Errors
 
     def _unknown_lookup(self, node: Lookup[Any]) -> NotExpressible:
-        name = node.lhs.lookup_name if isinstance(node.lhs, Transform) else node.lookup_name
-        return NotExpressible(f"streams have no {name}", _HINTS.get(str(name), "keep the outcome in a column"))
+        if isinstance(node.lhs, Transform) and type(node.lhs) in HINTS:
+            return self.unknown(node.lhs)
+        name = getattr(node.lhs, "lookup_name", None) if isinstance(node.lhs, Transform) else node.lookup_name
+        return NotExpressible(
+            f"streams have no {name or type(node.lhs).__name__}", _HINTS.get(str(name), "keep the outcome in a column")
+        )
 
     def _describe(self, node: Lookup[Any], negated: bool = False) -> str:
         """A lookup as it is written in filter()."""
@@ -226,8 +230,9 @@ class QueryTranslator(ValueTranslator):
         return f"~Q({text})" if negated else text
 
     def _describe_value(self, value: Any) -> str:
-        if isinstance(value, Transform) and value.lookup_name:
-            return f"{self._describe_value(value.lhs)}__{value.lookup_name}"
+        if isinstance(value, Transform):
+            step = getattr(value, "key_name", None) or getattr(value, "lookup_name", None) or type(value).__name__
+            return f"{self._describe_value(value.lhs)}__{step}"
         text = self.scope.describe(value) if hasattr(value, "target") else repr(value)
         return text if len(text) <= 60 else f"{text[:57]}…"
 

@@ -91,6 +91,9 @@ class Scope:
         """A column of this query or of one around it."""
         if col.alias in self._names:
             field = col.target
+            if self._join(col.alias).table_name != field.model._meta.db_table:
+                hint = "state it in another way, for instance with Exists(…)"
+                raise NotExpressible("Django takes a column of another table for it, which Postgres refuses too", hint)
             if getattr(field, "generated", False):
                 hint = "write its expression instead; in a select list leave it out with defer()"
                 raise NotExpressible(

@@ -75,13 +75,20 @@ def refuse_sensitive(found: Loaded, patterns: Sequence[str]) -> None:
     for field in found.fields:
         if field.name in found.named or field.attname in found.named:
             continue
-        label = f"{field.model._meta.label_lower}.{field.name}".lower()
-        if any(fnmatch.fnmatchcase(label, pattern.lower()) for pattern in patterns):
+        if _is_sensitive(field, patterns):
             raise NotExpressible(
                 f"the column {field.name!r} of {field.model._meta.label} is sensitive, and would be on every device",
                 f"leave it out with defer({field.name!r}), or name it in only() or values() if that is meant "
                 "(SENSITIVE_COLUMNS is the list)",
             )
+
+
+def _is_sensitive(field: AnyField, patterns: Sequence[str]) -> bool:
+    """A pattern with dots is for `app.model.field`, one without for the field's name."""
+    label = f"{field.model._meta.label_lower}.{field.name.lower()}"
+    return any(
+        fnmatch.fnmatchcase(label if "." in pattern else field.name.lower(), pattern.lower()) for pattern in patterns
+    )
 
 
 def outputs(

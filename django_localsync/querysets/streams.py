@@ -22,14 +22,14 @@ from .terms import Column, Compare
 _HOW = 'RULES may be a Stream, a list of them, or a dict {"streams": {name: Stream(…) or {"query": …}}}'
 
 
-@dataclass(frozen=True, init=False, eq=False)
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class Stream:
     """Rows that devices may subscribe to, as QuerySets (or as the SQL of streams).
 
         Stream(Todo.objects.filter(list__members=auth.user()), name="todos", auto_subscribe=True)
 
     Rows of any of the QuerySets are synced, each under the name of its table, or the one that `tables` gives for
-    its model. The other options are those of streams in YAML; docs/howto/streams.md tells what QuerySets can say.
+    its model. The other options are those of streams in YAML; docs/howto/querysets.md tells what QuerySets can say.
     """
 
     queries: tuple[models.QuerySet[Any] | str, ...]
@@ -62,6 +62,9 @@ class Stream:
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.name!r}>"  # that of a QuerySet would run it
 
     def sql(self, *, using: str = "default", sensitive: Sequence[str] = ()) -> list[str]:
         """The queries of streams (edition 3) that this one means.

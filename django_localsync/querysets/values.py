@@ -34,7 +34,7 @@ from .terms import Value as Term
 
 _ARITHMETIC = ("+", "-", "*", "/")
 _CASE = "upper and lower case depend on the database's locale"
-_HINTS: dict[type, tuple[str, str]] = {
+HINTS: dict[type, tuple[str, str]] = {
     django_functions.Now: ("time passes without a change of the row", "let the device compare with its clock"),
     django_functions.Lower: (_CASE, "keep a column in lower case, and compare that"),
     django_functions.Upper: (_CASE, "keep a column in upper case, and compare that"),
@@ -72,7 +72,7 @@ class ValueTranslator:
 
     def unknown(self, expression: Any) -> NotExpressible:
         """The error for an expression that streams do not have."""
-        for kind, (reason, hint) in _HINTS.items():
+        for kind, (reason, hint) in HINTS.items():
             if isinstance(expression, kind):
                 return NotExpressible(reason, hint, _name(expression))
         return NotExpressible("it is not known to streams", "keep its outcome in a column", _name(expression))

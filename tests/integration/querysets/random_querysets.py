@@ -73,7 +73,8 @@ def fill(random: Random) -> None:
     documents = [
         document_class(
             id=key, team=random.choice(teams), author=maybe(users), person=maybe(people), by_number=maybe(people),
-            account=maybe(accounts), loose_id=maybe([*(team.pk for team in teams), 99_999]), title=random.choice(TEXTS),
+            account=maybe(accounts), loose_id=maybe([99_999, 99_998, *(team.pk for team in teams)]),
+            title=random.choice(TEXTS),
             subtitle=maybe(TEXTS), stars=maybe(NUMBERS), views=random.choice(NUMBERS), ratio=maybe(REALS),
             price=maybe(PRICES), due=maybe(DATES), seen=maybe(MOMENTS), at=maybe(TIMES), token=maybe(KEYS[:3]),
             public=random.random() < 0.4, flag=maybe([True, False]),
@@ -128,7 +129,8 @@ def relations(model: type[models.Model]) -> list[tuple[str, type[models.Model]]]
         if not field.is_relation or field.related_model not in WITHIN:
             continue
         if not field.name.endswith("+"):
-            found.append((field.name, field.related_model))
+            # Rarely right by chance: a foreign key that may lead nowhere.
+            found += [(field.name, field.related_model)] * (4 if field.name == "loose" else 1)
     return found
 
 
@@ -183,18 +185,30 @@ class QuerySets:
             return self.condition(model, depth + 1) & self.condition(model, depth + 1)
         if depth < 2 and kind < 0.44:
             return self.condition(model, depth + 1) | self.condition(model, depth + 1)
-        if kind < 0.52:
+        if kind < 0.5:
+            return self._of_one_row(model)
+        if kind < 0.56:
             return ~Q(self.condition(model, depth + 1))
-        if depth < 2 and kind < 0.6:
+        if depth < 2 and kind < 0.65:
             return Q(self._exists(model, depth))
         return self._leaf(model, depth)
+
+    def _of_one_row(self, model: type[models.Model]) -> Q:
+        """Two conditions on the same row of a relation."""
+        name, related = self.random.choice(relations(model))
+        fields = self.random.sample(plain_fields(related), 2)
+        pairs = ((field, *self._lookup(field, model)) for field in fields)
+        return Q(**{"__".join([name, field.attname, *lookup]): value for field, lookup, value in pairs})
 
     def _exists(self, model: type[models.Model], depth: int) -> Exists:
         name, related = self.random.choice(relations(model))
         inner, back = related._base_manager.all(), ways_back(model).get(name)
-        if back is not None and self.random.random() < 0.9:
+        field = model._meta.get_field(name)
+        if back is not None:
             inner = inner.filter(**{back: OuterRef("pk")})
-        return Exists(inner.filter(self.condition(related, depth + 1)))
+        elif isinstance(field, models.ForeignKey):
+            inner = inner.filter(**{field.target_field.name: OuterRef(field.attname)})
+        return Exists(inner if self.random.random() < 0.3 else inner.filter(self.condition(related, depth + 1)))
 
     def _path(self, model: type[models.Model]) -> tuple[list[str], type[models.Model]]:
         path: list[str] = []

@@ -21,7 +21,7 @@ from .reached import Tables, buckets_of, name_of, read_tables
 
 pytestmark = pytest.mark.django_db
 
-CASES = 20_000 if SOAK else 500
+CASES = 20_000 if SOAK else 300
 CASES_A_DATASET = 100
 USER_MODELS = ["auth.User", "library.Person", "library.Account"]
 
@@ -79,9 +79,8 @@ def user_model(request: Any, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("user_model", USER_MODELS, indirect=True)
 def test_streams_give_what_their_querysets_give(user_model: str, request: Any):
     seed = request.config.option.hypothesis_seed
-    outcomes = run(int(seed), CASES if user_model == "auth.User" else CASES // 4)
+    outcomes = run(int(seed), CASES if user_model == "auth.User" else CASES // 5)
 
-    print(outcomes.most_common(30))
     assert outcomes["equal"] > 0.4 * sum(
         count for name, count in outcomes.items() if name.startswith(("equal", "refused"))
     )

@@ -135,7 +135,7 @@ def every_foreign_key_is_believed(patch: Patch) -> None:
 
 @fault
 def keys_are_not_compared_as_text(patch: Patch) -> None:
-    patch.setattr(comparisons, "_as_text", lambda value: value)
+    patch.setattr(comparisons, "_as_text", lambda side: side.value)
 
 
 @fault
