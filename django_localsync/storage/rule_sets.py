@@ -42,7 +42,8 @@ class Feed:
 
     def definition_ids(self) -> frozenset[int]:
         """Every definition that is fed."""
-        return frozenset((*self.bucket_definitions, *self.lookup_definitions)) - {0}
+        only = self.only
+        return frozenset(number for identity, number in self.definitions() if only is None or identity in only) - {0}
 
     def restricted_to(self, definitions: Iterable[int]) -> Feed:
         """The part of this feed that feeds some definitions."""
