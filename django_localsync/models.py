@@ -8,6 +8,7 @@ unsigned 64-bit numbers kept in a signed bigint (see pgoutput/lsn.py).
 from __future__ import annotations
 
 from django.db import models
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from .buckets.operation import OpKind
@@ -191,6 +192,13 @@ class Bucket(models.Model):
     pending_operations = models.BigIntegerField(default=0)
     pending_checksum = models.BigIntegerField(default=0)
     pending_last_op_id = models.BigIntegerField(default=0)
+    generation = models.IntegerField(db_default=0, help_text="How often it was rewritten, with a new name.")
+    compacted_op_id = models.BigIntegerField(db_default=0, help_text="Every operation up to it is compacted.")
+    consistent_from = models.BigIntegerField(
+        db_default=0, help_text="A checkpoint where the bucket ends before this op id cannot be read any more (I4)."
+    )
+    compacted_operations = models.BigIntegerField(db_default=0, help_text="How many the last compaction left.")
+    compacted_at = models.DateTimeField(db_default=Now(), help_text="When it was compacted last, or made.")
 
     class Meta:
         db_table = "localsync_bucket"

@@ -3,6 +3,7 @@
 import uuid
 
 import django.db.models.deletion
+import django.db.models.functions.datetime
 import django.utils.timezone
 from django.db import migrations, models
 
@@ -27,6 +28,32 @@ class Migration(migrations.Migration):
                 ("pending_operations", models.BigIntegerField(default=0)),
                 ("pending_checksum", models.BigIntegerField(default=0)),
                 ("pending_last_op_id", models.BigIntegerField(default=0)),
+                (
+                    "generation",
+                    models.IntegerField(db_default=0, help_text="How often it was rewritten, with a new name."),
+                ),
+                (
+                    "compacted_op_id",
+                    models.BigIntegerField(db_default=0, help_text="Every operation up to it is compacted."),
+                ),
+                (
+                    "consistent_from",
+                    models.BigIntegerField(
+                        db_default=0,
+                        help_text="A checkpoint where the bucket ends before this op id cannot be read any more (I4).",
+                    ),
+                ),
+                (
+                    "compacted_operations",
+                    models.BigIntegerField(db_default=0, help_text="How many the last compaction left."),
+                ),
+                (
+                    "compacted_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        help_text="When it was compacted last, or made.",
+                    ),
+                ),
             ],
             options={
                 "db_table": "localsync_bucket",
