@@ -11,17 +11,27 @@ from __future__ import annotations
 from typing import Any
 
 from channels.routing import ProtocolTypeRouter, URLRouter  # type: ignore[import-untyped]
+from django.core.handlers.asgi import ASGIHandler
 from django.urls import path, re_path
 
 
 def localsync_application(django_application: Any, prefix: str = "localsync/") -> Any:
     """An ASGI application that serves streams under `prefix` and hands every other request to Django.
 
+    Other WebSockets are handed over, too, unless it is Django itself, which knows none: then they are refused. A
+    project that has some gives a ProtocolTypeRouter.
+
     Use the prefix under which `django_localsync.urls` is included; clients are given the address with it, without
     the slash at the end.
     """
     # Only now: get_asgi_application(), an argument of this call, has made Django's apps ready.
-    from .consumers import SyncStreamConsumer
+    from .consumers import RefuseSocket, SyncSocketConsumer, SyncStreamConsumer
 
-    streams = path(f"{prefix}sync/stream", SyncStreamConsumer.as_asgi())
-    return ProtocolTypeRouter({"http": URLRouter([streams, re_path("", django_application)])})
+    address = f"{prefix}sync/stream"
+    others = RefuseSocket.as_asgi() if isinstance(django_application, ASGIHandler) else django_application
+    return ProtocolTypeRouter(
+        {
+            "http": URLRouter([path(address, SyncStreamConsumer.as_asgi()), re_path("", django_application)]),
+            "websocket": URLRouter([path(address, SyncSocketConsumer.as_asgi()), re_path("", others)]),
+        }
+    )

@@ -10,7 +10,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from math import inf
 from threading import current_thread, main_thread
@@ -24,6 +24,8 @@ from .buckets.announcement import BucketTotals
 from .buckets.operation import OpId
 from .conf import get_settings
 from .exceptions import RequestError
+from .protocol.codings import Coding
+from .protocol.lines import LineFormat
 from .protocol.requests import StreamRequest
 from .protocol.session import (
     Action,
@@ -43,7 +45,7 @@ from .protocol.session import (
     Wait,
 )
 from .storage.notifications import Notifications
-from .storage.pages import PageKey, Pages
+from .storage.pages import LineForm, PageKey, Pages
 from .storage.reader import Client, StorageReader
 from .sync_rules import compile_rules
 from .sync_rules.plan import Plan, RequestParameters, Subscription
@@ -53,8 +55,8 @@ STALL_TIMEOUT_S = 60.0  # a client that takes nothing for so long is cut off
 STALL_CHECK_S = 5.0
 STOP_TIMEOUT_S, STOP_CHECK_S = 1.0, 0.05  # how long a stopping server lets streams end by themselves
 
-Send = Callable[[bytes], Awaitable[None]]
-"""Sends bytes that hold whole lines; waits while the transport is full."""
+Send = Callable[[Sequence[SendLine]], Awaitable[None]]
+"""Sends lines; waits while the transport is full."""
 
 
 class StreamServer:
@@ -151,10 +153,22 @@ class Stream:
     """One client's open stream (a Listener): keeps the news that its session does not accept yet."""
 
     def __init__(
-        self, server: StreamServer, request: StreamRequest, *, claims: dict[str, Any], user_key: str, expires_at: float
+        self,
+        server: StreamServer,
+        request: StreamRequest,
+        *,
+        claims: dict[str, Any],
+        user_key: str,
+        expires_at: float,
+        format: LineFormat = LineFormat.NDJSON,
+        coding: Coding = Coding.IDENTITY,
+        keepalives: bool = True,
     ) -> None:
-        """`expires_at` is when the token expires, in seconds since the epoch."""
-        self._server, self._raw_data = server, request.raw_data
+        """`expires_at` is when the token expires, in seconds since the epoch. What is sent has this line format, and
+        data lines come packed in this coding; `keepalives`: whether the transport has none of its own.
+        """
+        self._server = server
+        self._form = LineForm(format, request.raw_data or format is LineFormat.BSON, coding)
         self._client = Client(user_key, request.client_id, _request_parameters(request, claims))
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
@@ -163,9 +177,10 @@ class Stream:
             now=now,
             expires_at=now + expires_at - time.time(),
             # Streams that began together shall not send together for ever.
-            keepalive_interval_s=get_settings().keepalive_interval_s * random.uniform(0.9, 1.1),
+            keepalive_interval_s=get_settings().keepalive_interval_s * random.uniform(0.9, 1.1) if keepalives else inf,
+            format=format,
         )
-        self._lines: list[bytes] = []
+        self._lines: list[SendLine] = []
         self._gathered_bytes = 0
         self._outdated = self._ending = False
         self._totals: dict[int, BucketTotals] = {}
@@ -235,7 +250,7 @@ class Stream:
         *lines, action = actions
         for line in lines:
             if isinstance(line, SendLine):
-                self._lines.append(line.line)
+                self._lines.append(line)
                 self._gathered_bytes += len(line.line)
                 if line.at_once:
                     await self._flush(send)
@@ -266,7 +281,7 @@ class Stream:
 
     async def _read_page(self, action: ReadPage, send: Send) -> PageRead:
         pages = self._server.pages
-        key = PageKey(action.bucket_id, action.bucket, action.after, action.through, self._raw_data)
+        key = PageKey(action.bucket_id, action.bucket, action.after, action.through, self._form)
         page = pages.find(key)
         reading = None if page is not None else pages.read(key)
         if self._gathered_bytes >= SEND_BYTES:
@@ -310,7 +325,7 @@ class Stream:
         if self._lines:
             lines, self._lines, self._gathered_bytes = self._lines, [], 0
             self.sending_since = self._loop.time()
-            await send(b"".join(lines))
+            await send(lines)
             self.sending_since = inf
 
 

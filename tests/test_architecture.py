@@ -29,7 +29,7 @@ FLOORS = [
     {"apps", "urls", "routing", "admin", "checks", "management", "testing"},
 ]
 PURE_ROOMS = {"exceptions", "buckets", "pgoutput", "sync_rules", "protocol"}
-PURE_LIBRARIES = {"orjson", "yaml"}
+PURE_LIBRARIES = {"backports", "compression", "orjson", "yaml"}  # backports.zstd: compression.zstd of Python 3.14
 IMPURE_STANDARD = {
     "asyncio", "ctypes", "fcntl", "ftplib", "glob", "http", "io", "logging", "mmap", "multiprocessing", "os", "pathlib",
     "queue", "random", "secrets", "select", "selectors", "shutil", "signal", "smtplib", "socket", "sqlite3", "ssl",

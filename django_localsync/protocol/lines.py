@@ -1,14 +1,15 @@
 """Sync lines: what the server streams to a client, one JSON object with one key a line.
 
 The format is PowerSync's (docs/reference/wire-protocol.md §2). Op ids and write checkpoints are decimal strings on
-the wire, counts, priorities and checksums are numbers. `encode_…` makes the bytes of a line with its newline;
-`parse_line` is the client's side and as strict as the official clients.
+the wire, counts, priorities and checksums are numbers. `encode_…` makes the bytes of a line, with its newline, or as a
+BSON document with the same members; `parse_line` is the client's side and as strict as the official clients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, cast
 
 import orjson
@@ -16,9 +17,17 @@ import orjson
 from ..buckets.checksum import MODULUS
 from ..buckets.operation import Operation, OpId, OpKind
 from ..exceptions import ProtocolError
+from .bson import encode_bson
 
 DEFAULT_PRIORITY = 3
 MAX_PRIORITY = 2147483646  # clients reserve the next number for "everything"
+
+
+class LineFormat(Enum):
+    """How lines are written; the value is the media type."""
+
+    NDJSON = "application/x-ndjson"
+    BSON = "application/vnd.powersync.bson-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +121,7 @@ Line = (
 )
 
 
-def encode_checkpoint(line: Checkpoint) -> bytes:
+def encode_checkpoint(line: Checkpoint, format: LineFormat = LineFormat.NDJSON) -> bytes:
     """The bytes of a `checkpoint` line."""
     return _encode(
         "checkpoint",
@@ -129,10 +138,11 @@ def encode_checkpoint(line: Checkpoint) -> bytes:
                 for stream in line.streams
             ],
         },
+        format,
     )
 
 
-def encode_checkpoint_diff(line: CheckpointDiff) -> bytes:
+def encode_checkpoint_diff(line: CheckpointDiff, format: LineFormat = LineFormat.NDJSON) -> bytes:
     """The bytes of a `checkpoint_diff` line."""
     return _encode(
         "checkpoint_diff",
@@ -142,22 +152,26 @@ def encode_checkpoint_diff(line: CheckpointDiff) -> bytes:
             "updated_buckets": [_bucket(bucket) for bucket in line.updated_buckets],
             "removed_buckets": list(line.removed_buckets),
         },
+        format,
     )
 
 
-def encode_checkpoint_complete(line: CheckpointComplete) -> bytes:
+def encode_checkpoint_complete(line: CheckpointComplete, format: LineFormat = LineFormat.NDJSON) -> bytes:
     """The bytes of a `checkpoint_complete` line."""
-    return _encode("checkpoint_complete", {"last_op_id": str(line.last_op_id)})
+    return _encode("checkpoint_complete", {"last_op_id": str(line.last_op_id)}, format)
 
 
-def encode_partial_checkpoint_complete(line: PartialCheckpointComplete) -> bytes:
+def encode_partial_checkpoint_complete(
+    line: PartialCheckpointComplete, format: LineFormat = LineFormat.NDJSON
+) -> bytes:
     """The bytes of a `partial_checkpoint_complete` line."""
-    return _encode("partial_checkpoint_complete", {"last_op_id": str(line.last_op_id), "priority": line.priority})
+    body = {"last_op_id": str(line.last_op_id), "priority": line.priority}
+    return _encode("partial_checkpoint_complete", body, format)
 
 
-def encode_token_expires_in(line: TokenExpiresIn) -> bytes:
+def encode_token_expires_in(line: TokenExpiresIn, format: LineFormat = LineFormat.NDJSON) -> bytes:
     """The bytes of a `token_expires_in` line."""
-    return _encode("token_expires_in", line.seconds)
+    return _encode("token_expires_in", line.seconds, format)
 
 
 StoredOperation = tuple[int, int, int, str | None, str | None, str | None, str | None]
@@ -165,12 +179,20 @@ StoredOperation = tuple[int, int, int, str | None, str | None, str | None, str |
 
 
 def encode_bucket_data(
-    bucket: str, after: int, operations: Sequence[StoredOperation], has_more: bool, *, raw_data: bool = True
+    bucket: str,
+    after: int,
+    operations: Sequence[StoredOperation],
+    has_more: bool,
+    *,
+    raw_data: bool = True,
+    format: LineFormat = LineFormat.NDJSON,
 ) -> bytes:
     """The bytes of a `data` line from rows of storage (plain tuples: this runs once an operation).
 
-    With `raw_data` (every current client) row data is a JSON text; without, for very old ones, an object.
+    With `raw_data` (every current client) row data is a JSON text; without, for very old ones, an object. In BSON it
+    is always a text.
     """
+    as_text = raw_data or format is LineFormat.BSON
     return _encode(
         "data",
         {
@@ -178,8 +200,9 @@ def encode_bucket_data(
             "after": str(after),
             "next_after": str(operations[-1][0] if operations else after),
             "has_more": has_more,
-            "data": [_operation(operation, raw_data) for operation in operations],
+            "data": [_operation(operation, as_text) for operation in operations],
         },
+        format,
     )
 
 
@@ -196,7 +219,9 @@ def parse_line(text: bytes | str) -> Line:
     return parse(body) if parse else UnknownLine(kind)
 
 
-def _encode(kind: str, body: object) -> bytes:
+def _encode(kind: str, body: object, format: LineFormat) -> bytes:
+    if format is LineFormat.BSON:
+        return encode_bson({kind: body})
     return orjson.dumps({kind: body}, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -217,7 +242,7 @@ def _bucket(bucket: BucketChecksum) -> dict[str, Any]:
 _KIND_NAMES = {kind.value: kind.name for kind in OpKind}
 
 
-def _operation(operation: StoredOperation, raw_data: bool) -> dict[str, Any]:
+def _operation(operation: StoredOperation, as_text: bool) -> dict[str, Any]:
     op_id, kind, checksum, row_type, row_id, subkey, data = operation
     if kind > OpKind.REMOVE:
         return {"op_id": str(op_id), "op": _KIND_NAMES[kind], "checksum": checksum}
@@ -228,7 +253,7 @@ def _operation(operation: StoredOperation, raw_data: bool) -> dict[str, Any]:
         "object_id": row_id,
         "subkey": subkey,
         "checksum": checksum,
-        "data": data if raw_data or data is None else orjson.Fragment(data),
+        "data": data if as_text or data is None else orjson.Fragment(data),
     }
 
 

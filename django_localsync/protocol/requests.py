@@ -53,7 +53,11 @@ def parse_stream_request(body: bytes) -> StreamRequest:
         document = orjson.loads(body) if body.strip() else {}
     except orjson.JSONDecodeError as error:
         _refuse(f"the body is not JSON: {error}")
-    document = _object(document, "the body")
+    return read_stream_request(_object(document, "the body"))
+
+
+def read_stream_request(document: Mapping[str, Any]) -> StreamRequest:
+    """Read a request that was decoded already. Raises RequestError."""
     streams = _object(_get(document, "streams", {}), "streams")
     return StreamRequest(
         positions=_positions(_get(document, "buckets", [])),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import ceil, inf
 
@@ -24,6 +24,7 @@ from .lines import (
     Checkpoint,
     CheckpointComplete,
     CheckpointDiff,
+    LineFormat,
     PartialCheckpointComplete,
     StreamInfo,
     TokenExpiresIn,
@@ -40,12 +41,16 @@ EXPIRY_WARNING_S = 20.0  # clients fetch new credentials when told of 30 s or le
 
 @dataclass(frozen=True, slots=True)
 class ServedBucket:
-    """A bucket as a client may have it: its id in storage (None while it is empty there), totals, and why."""
+    """A bucket as a client may have it: its id in storage (None while it is empty there), totals, and why.
+
+    `generation` counts how often storage rewrote it, each time with a new name.
+    """
 
     id: int | None
     totals: BucketTotals
     priority: int
     reasons: tuple[tuple[str, int], ...] = ()
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +73,21 @@ class CheckpointRead:
 
 @dataclass(frozen=True, slots=True)
 class PageRead:
-    """ReadPage was performed: a data line, how many operations it holds and the last one's op id."""
+    """ReadPage was performed: a data line, how many operations it holds and the last one's op id.
+
+    `packed` is the line in the content coding of the transport, if it was compressed already.
+    """
 
     line: bytes
     operations: int
     next_after: OpId
     has_more: bool
+    packed: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PageRefused:
+    """ReadPage was not performed: compaction has reached beyond this checkpoint, or the bucket was rewritten (I4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +113,16 @@ class TimePassed:
     """`wake_at` is reached."""
 
 
-Event = CheckpointRead | PageRead | TotalsAnnounced | CheckpointOutdated | EndRequested | TimePassed
+Event = CheckpointRead | PageRead | PageRefused | TotalsAnnounced | CheckpointOutdated | EndRequested | TimePassed
 
 
 @dataclass(frozen=True, slots=True)
 class SendLine:
-    """Send the bytes of one line; `at_once` if it must not wait for more to send with it."""
+    """Send the bytes of one line; `at_once` if it must not wait for more to send with it. `packed`: see PageRead."""
 
     line: bytes
     at_once: bool = False
+    packed: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +132,13 @@ class ReadCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class ReadPage:
-    """Read a bucket's operations with after < op id ≤ through, up to a page; report PageRead."""
+    """Read a bucket's operations with after < op id ≤ through, up to a page; report PageRead or PageRefused."""
 
     bucket_id: int
     bucket: str
     after: OpId
     through: OpId
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +166,20 @@ class Phase(Enum):
 class StreamSession:
     """One client's sync stream.
 
-    `positions` are the op ids after which the client wants each bucket; `expires_at` is when its token expires.
+    `positions` are the op ids after which the client wants each bucket; `expires_at` is when its token expires. A
+    transport with keepalives of its own has an infinite `keepalive_interval_s`.
     """
 
     def __init__(
-        self, positions: Mapping[str, OpId], *, now: float, expires_at: float, keepalive_interval_s: float
+        self,
+        positions: Mapping[str, OpId],
+        *,
+        now: float,
+        expires_at: float,
+        keepalive_interval_s: float,
+        format: LineFormat = LineFormat.NDJSON,
     ) -> None:
+        self._format = format
         self._phase = Phase.READING
         self._positions = dict(positions)
         self._rule_set: int | None = None  # until the first checkpoint
@@ -198,6 +222,9 @@ class StreamSession:
                 return self._send_page(event)
             case CheckpointRead(checkpoint) if self._phase is Phase.READING:
                 return self._begin(checkpoint) if self._rule_set is None else self._advance(checkpoint)
+            case PageRefused() if self._phase is Phase.SENDING:
+                self._phase = Phase.READING  # a newer checkpoint takes the place of this one, which is not completed
+                return [ReadCheckpoint()]
             case CheckpointOutdated() if self.accepts_news:
                 self._phase = Phase.READING
                 return [ReadCheckpoint()]
@@ -243,7 +270,7 @@ class StreamSession:
             name = self._names.get(bucket_id)
             if name is not None and self._buckets[name].totals != new:
                 old = self._buckets[name]
-                self._buckets[name] = ServedBucket(old.id, new, old.priority, old.reasons)
+                self._buckets[name] = replace(old, totals=new)
                 changed.append(name)
         if not changed:
             return self._resume()
@@ -276,7 +303,7 @@ class StreamSession:
         name = self._queue[0]
         self._positions[name] = page.next_after
         self._sent_operations += page.operations
-        lines: list[Action] = [SendLine(page.line)] if page.operations else []
+        lines: list[Action] = [SendLine(page.line, packed=page.packed)] if page.operations else []
         if page.has_more:
             return [*lines, *self._continue()]
         self._queue.popleft()
@@ -285,7 +312,7 @@ class StreamSession:
         priority = self._buckets[name].priority
         if self._buckets[self._queue[0]].priority > priority:
             partial = PartialCheckpointComplete(self._op_id, priority)
-            lines.append(SendLine(encode_partial_checkpoint_complete(partial), at_once=True))
+            lines.append(SendLine(encode_partial_checkpoint_complete(partial, self._format), at_once=True))
         return [*lines, *self._continue()]
 
     def _continue(self) -> list[Action]:
@@ -294,11 +321,12 @@ class StreamSession:
         bucket = self._buckets[name]
         if bucket.id is None:
             raise ProtocolError(f"bucket {name!r} has operations but no id")
-        return [ReadPage(bucket.id, name, self._positions[name], OpId(bucket.totals.last_op_id))]
+        through = OpId(bucket.totals.last_op_id)
+        return [ReadPage(bucket.id, name, self._positions[name], through, bucket.generation)]
 
     def _complete(self) -> list[Action]:
         self._phase = Phase.IDLE
-        return [SendLine(encode_checkpoint_complete(CheckpointComplete(self._op_id))), Wait()]
+        return [SendLine(encode_checkpoint_complete(CheckpointComplete(self._op_id), self._format)), Wait()]
 
     def _resume(self) -> list[Action]:
         """Go on with the announced checkpoint: what was read or announced changes nothing."""
@@ -313,11 +341,11 @@ class StreamSession:
         if now >= self._warn_at:
             self._warn_at = inf
         self._keepalive_at = now + self._keepalive_interval_s
-        line = encode_token_expires_in(TokenExpiresIn(ceil(self._expires_at - now)))
+        line = encode_token_expires_in(TokenExpiresIn(ceil(self._expires_at - now)), self._format)
         return [SendLine(line), *([ReadCheckpoint()] if self._phase is Phase.READING else self._resume())]
 
     def _expire(self) -> list[Action]:
-        return [SendLine(encode_token_expires_in(TokenExpiresIn(0))), *self._end()]
+        return [SendLine(encode_token_expires_in(TokenExpiresIn(0), self._format)), *self._end()]
 
     def _end(self) -> list[Action]:
         self._phase = Phase.ENDED
@@ -325,13 +353,13 @@ class StreamSession:
 
     def _checkpoint_line(self, leave_out: frozenset[str] = frozenset()) -> SendLine:
         buckets = tuple(self._checksum(name) for name in self._buckets if name not in leave_out)
-        return SendLine(encode_checkpoint(Checkpoint(self._op_id, buckets, self._write_checkpoint, self._streams)))
+        line = Checkpoint(self._op_id, buckets, self._write_checkpoint, self._streams)
+        return SendLine(encode_checkpoint(line, self._format))
 
     def _diff_line(self, changed: Iterable[str], removed: Iterable[str]) -> SendLine:
         updated = tuple(self._checksum(name) for name in changed)
-        return SendLine(
-            encode_checkpoint_diff(CheckpointDiff(self._op_id, updated, tuple(removed), self._write_checkpoint))
-        )
+        line = CheckpointDiff(self._op_id, updated, tuple(removed), self._write_checkpoint)
+        return SendLine(encode_checkpoint_diff(line, self._format))
 
     def _checksum(self, name: str) -> BucketChecksum:
         bucket = self._buckets[name]

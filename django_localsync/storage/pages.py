@@ -1,7 +1,8 @@
 """Data lines, made once for all streams of a process.
 
 The line of a bucket between two op ids is the same bytes for every client, so a thousand streams on one bucket cost
-one read and one encoding: requests for a line that is being made wait for it, and recent lines are kept.
+one read, one encoding and one compression: requests for a line that is being made wait for it, and recent lines are
+kept.
 """
 
 from __future__ import annotations
@@ -11,12 +12,24 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from ..buckets.operation import OpId
-from ..protocol.lines import encode_bucket_data
+from ..protocol.codings import Coding, pack
+from ..protocol.lines import LineFormat, encode_bucket_data
 from ..protocol.session import PageRead
 from .reader import StorageReader
 
 MAX_KEPT_BYTES = 32 << 20
 ENTRY_BYTES = 500  # what a kept page costs beside its line
+
+
+PACKED_IN_LOOP_BYTES = 32 << 10  # a third of a millisecond; more than that is compressed in a thread
+
+
+class LineForm(NamedTuple):
+    """What a client's data lines look like. `raw_data`: row data is JSON text in JSON; always so in BSON."""
+
+    format: LineFormat = LineFormat.NDJSON
+    raw_data: bool = True
+    coding: Coding = Coding.IDENTITY
 
 
 class PageKey(NamedTuple):
@@ -26,7 +39,7 @@ class PageKey(NamedTuple):
     bucket: str
     after: OpId
     through: OpId
-    raw_data: bool
+    form: LineForm
 
 
 class Pages:
@@ -57,8 +70,9 @@ class Pages:
             operations = await self._reader.read_page(key.bucket_id, key.after, key.through)
             next_after = OpId(operations[-1][0]) if operations else key.through
             has_more = next_after < key.through
-            line = encode_bucket_data(key.bucket, key.after, operations, has_more, raw_data=key.raw_data)
-            page = PageRead(line, len(operations), next_after, has_more)
+            format, raw_data, coding = key.form
+            line = encode_bucket_data(key.bucket, key.after, operations, has_more, raw_data=raw_data, format=format)
+            page = PageRead(line, len(operations), next_after, has_more, await _pack(line, coding))
             self._keep(key, page)
             return page
         finally:
@@ -73,5 +87,11 @@ class Pages:
             self._kept_bytes -= _weight(oldest)
 
 
+async def _pack(line: bytes, coding: Coding) -> bytes | None:
+    if len(line) <= PACKED_IN_LOOP_BYTES or coding is Coding.IDENTITY:
+        return pack(line, coding)
+    return await asyncio.to_thread(pack, line, coding)
+
+
 def _weight(page: PageRead) -> int:
-    return len(page.line) + ENTRY_BYTES
+    return len(page.line) + len(page.packed or b"") + ENTRY_BYTES

@@ -65,9 +65,7 @@ class Storage:
         self.definitions: dict[str, int] = {}
         for kind, sources in (("bucket", plan.bucket_sources), ("lookup", plan.lookup_sources)):
             for source in sources:
-                made = Definition.objects.create(
-                    state="served", kind=kind, name=source.name, identity=source.identity
-                )
+                made = Definition.objects.create(state="served", kind=kind, name=source.name, identity=source.identity)
                 self.definitions[source.name] = made.id
 
     def wire_name(self, definition: str, *parameters: str) -> str:
@@ -236,8 +234,19 @@ class Streams:
     def __init__(self) -> None:
         self.client = httpx2.Client(timeout=DEADLINE_S)
 
-    def open(self, server: Server, user: str = "u1", token: str | None = None, **request: Any) -> httpx2.Response:
-        headers = {"Authorization": f"Token {token or token_of(user)}"}
+    def open(
+        self,
+        server: Server,
+        user: str = "u1",
+        token: str | None = None,
+        headers: dict[str, str] | None = None,
+        **request: Any,
+    ) -> httpx2.Response:
+        headers = {
+            "Accept-Encoding": "identity",
+            "Authorization": f"Token {token or token_of(user)}",
+            **(headers or {}),
+        }
         body = {"raw_data": True, "client_id": "c1", **request}
         return self.client.send(self.client.build_request("POST", server.url, json=body, headers=headers), stream=True)
 

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from django_localsync.buckets.announcement import write_checkpoint_digest
+from django_localsync.protocol.bson import decode_bson
 from tests.integration.serving.conftest import Lines, Server, StartServer, Storage, Streams, token_of
 
 Json = dict[str, Any]
@@ -144,6 +145,46 @@ def test_very_old_clients_receive_rows_as_objects(storage: Storage, start_server
     lines = Lines(streams.open(start_server(), raw_data=False)).through("checkpoint_complete")
 
     assert lines[1]["data"]["data"][0]["data"] == {"id": "a", "n": 1}
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_compressed_lines_arrive_at_once_and_the_answer_ends_well(
+    storage: Storage, server: Server, streams: Streams, coding: str
+):
+    storage.publish(*((("mine", ("u1",), f"r{number}", {"text": "x" * 100})) for number in range(500)))
+    response = streams.open(server, headers={"Accept-Encoding": coding}, token=token_of("u1", lifetime_s=4))
+    lines = Lines(response)
+
+    first = lines.through("checkpoint_complete")
+    arrived = response.num_bytes_downloaded
+    storage.publish(("mine", ("u1",), "a", {}))
+    second = lines.through("checkpoint_complete")
+
+    assert response.headers["content-encoding"] == coding
+    assert len(rows(first)) == 500
+    assert arrived < 20_000
+    assert rows(second) == ["a"]
+    assert kinds(lines.rest()) == ["token_expires_in"]  # and no error of the decoder at the end
+
+
+def test_who_accepts_only_bson_receives_the_same_lines(storage: Storage, server: Server, streams: Streams):
+    storage.publish(("mine", ("u1",), "a", {"n": 1}))
+    bson = "application/vnd.powersync.bson-stream"
+
+    plain = Lines(streams.open(server)).through("checkpoint_complete")
+    response = streams.open(server, headers={"Accept": bson}, token=token_of("u1", lifetime_s=2), raw_data=False)
+
+    assert response.headers["content-type"] == bson
+    assert split_documents(response.read()) == [*plain, {"token_expires_in": 0}]
+
+
+def split_documents(content: bytes) -> list[Json]:
+    documents = []
+    while content:
+        length = int.from_bytes(content[:4], "little")
+        documents.append(decode_bson(content[:length]))
+        content = content[length:]
+    return documents
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,32 @@
-"""The HTTP stream, `POST sync/stream`, as a Channels consumer. Its answer is a stream of sync lines (NDJSON)."""
+"""The HTTP stream, `POST sync/stream`, as a Channels consumer. Its answer is a stream of sync lines."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from channels.exceptions import StopConsumer  # type: ignore[import-untyped]
 from channels.generic.http import AsyncHttpConsumer  # type: ignore[import-untyped]
 
-from .auth import authenticate
-from .conf import get_settings
-from .exceptions import LimitExceeded, RequestError
-from .protocol.errors import CORS_HEADERS, CORS_PREFLIGHT_HEADERS, encode_error
-from .protocol.requests import parse_stream_request
-from .streams import Stream, get_stream_server
+from ..auth import authenticate
+from ..conf import get_settings
+from ..exceptions import LimitExceeded, RequestError
+from ..protocol.codings import Coding, ContentEncoder
+from ..protocol.errors import CORS_HEADERS, CORS_PREFLIGHT_HEADERS, encode_error
+from ..protocol.negotiation import choose_coding, choose_format
+from ..protocol.requests import parse_stream_request
+from ..protocol.session import SendLine
+from ..streams import Stream, get_stream_server
 
 log = logging.getLogger(__name__)
 
 BODY_TIMEOUT_S = 30.0
 STREAM_HEADERS = {
     **CORS_HEADERS,
-    "Content-Type": "application/x-ndjson",
     "Cache-Control": "no-store",
+    "Vary": "Accept, Accept-Encoding",
     "X-Accel-Buffering": "no",  # nginx would hold lines back
 }
 
@@ -60,7 +63,7 @@ class SyncStreamConsumer(AsyncHttpConsumer):  # type: ignore[misc]
         except (ConnectionError, TimeoutError):
             return  # nobody listens
         if self._started:
-            await self.send_body(b"")
+            await self.send_body(self._encoder.finish())
 
     async def _serve(self, message: Mapping[str, Any]) -> None:
         token = await authenticate(self._header(b"authorization"))
@@ -69,12 +72,17 @@ class SyncStreamConsumer(AsyncHttpConsumer):  # type: ignore[misc]
                 request = parse_stream_request(await self._read_body(message))
         except TimeoutError:
             raise RequestError(f"the body took more than {BODY_TIMEOUT_S:.0f} seconds", status=408) from None
+        self._format = choose_format(self._header(b"accept"))
+        self._coding = choose_coding(self._header(b"accept-encoding"))
+        self._encoder = ContentEncoder(self._coding)
         stream = Stream(
             get_stream_server(),
             request,
             claims=token.claims,
             user_key=token.user_key,
             expires_at=token.expires_at,
+            format=self._format,
+            coding=self._coding,
         )
         try:
             await self._run_until_disconnect(stream)
@@ -105,11 +113,15 @@ class SyncStreamConsumer(AsyncHttpConsumer):  # type: ignore[misc]
         self._abandoned = True
         serving.cancel()
 
-    async def _send_lines(self, lines: bytes) -> None:
+    async def _send_lines(self, lines: Sequence[SendLine]) -> None:
         if not self._started:
             self._started = True
-            await self.send_headers(status=200, headers=_encode_headers(STREAM_HEADERS))
-        await self.base_send({"type": "http.response.body", "body": lines, "more_body": True})
+            await self.send_headers(status=200, headers=_encode_headers(self._stream_headers()))
+        await self.base_send({"type": "http.response.body", "body": self._encoder.encode(lines), "more_body": True})
+
+    def _stream_headers(self) -> dict[str, str]:
+        about_coding = {} if self._coding is Coding.IDENTITY else {"Content-Encoding": self._coding.value}
+        return {**STREAM_HEADERS, "Content-Type": self._format.value, **about_coding}
 
     async def _read_body(self, message: Mapping[str, Any]) -> bytes:
         """The whole body. Raises LimitExceeded (413) for too large a one, ConnectionError when the client leaves."""
@@ -147,8 +159,8 @@ class SyncStreamConsumer(AsyncHttpConsumer):  # type: ignore[misc]
 
     def _header(self, name: bytes) -> str | None:
         """A request header's text; names are lower case."""
-        value = next((value for key, value in self.scope["headers"] if key == name), None)
-        return None if value is None else value.decode("latin-1")
+        values = [value.decode("latin-1") for key, value in self.scope["headers"] if key == name]
+        return ", ".join(values) if values else None
 
 
 def _encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
