@@ -140,7 +140,7 @@ class SourceTable(models.Model):
     name = models.CharField(max_length=63)
     identity = models.CharField(max_length=8, choices=[("key", "key"), ("row", "whole row"), ("none", "none")])
     key_columns = models.JSONField(help_text="Names of the identity's columns, where it is a key.")
-    columns = models.JSONField(default=list, help_text="Name and type of each column that rules use, as last read.")
+    columns = models.JSONField(default=list, help_text="Name and meaning of each column, as last read.")
     followed = models.BooleanField(default=False, help_text="Whether changes in the stream are applied.")
     retired = models.BooleanField(default=False, help_text="What is remembered of its rows is being deleted.")
     problem = models.TextField(default="", help_text="What cannot be followed, with the way out.")
@@ -163,6 +163,10 @@ class Backfill(models.Model):
     definitions = models.JSONField(help_text="Ids of the definitions to fill.")
     refreshes = models.BooleanField(default=False, help_text="Rows that are stored already are written again.")
     withholds = models.BooleanField(default=False, help_text="Nothing is shown until it is complete (I2).")
+    only_with = models.JSONField(
+        default=list,
+        help_text="Columns that were added: rows where all of them are NULL need no reading. Empty: all do.",
+    )
     counts = models.BooleanField(default=False, help_text="A table without a key is read whole, its rows counted.")
     phase = models.CharField(max_length=10, choices=Phase.choices, default=Phase.WAITING)
     file_node = models.BigIntegerField(null=True, help_text="The table's file, which a rewrite replaces.")

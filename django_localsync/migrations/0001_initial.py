@@ -277,7 +277,7 @@ class Migration(migrations.Migration):
                 (
                     "columns",
                     models.JSONField(
-                        default=list, help_text="Name and type of each column that rules use, as last read."
+                        default=list, help_text="Name and meaning of each column, as last read."
                     ),
                 ),
                 (
@@ -376,6 +376,13 @@ class Migration(migrations.Migration):
                 (
                     "withholds",
                     models.BooleanField(default=False, help_text="Nothing is shown until it is complete (I2)."),
+                ),
+                (
+                    "only_with",
+                    models.JSONField(
+                        default=list,
+                        help_text="Columns that were added: rows where all of them are NULL need no reading. Empty: all do.",
+                    ),
                 ),
                 (
                     "counts",

@@ -8,7 +8,7 @@ whose columns changed is *refreshed*: its rows are written again, chunk by chunk
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from ..pgoutput.messages import Relation
@@ -35,8 +35,8 @@ NO_IDENTITY = (
 class IdentityChanged(Exception):
     """At this place in the stream, a table's rows are identified otherwise than they were stored."""
 
-    def __init__(self, table: StoredTable, identity: Identity) -> None:
-        self.table, self.identity = table, identity
+    def __init__(self, table: StoredTable, identity: Identity, columns: Collection[str]) -> None:
+        self.table, self.identity, self.columns = table, identity, columns
         super().__init__(f"the replica identity of {table.name} changed; its rows are read again")
 
 
@@ -85,8 +85,10 @@ class FollowedTables:
         if stored is None or not stored.followed:
             return
         identity = identity_at(relation, stored, self.layouts.read_table(relation.oid))
-        if identity != (stored.identity, stored.key_columns):
-            raise IdentityChanged(stored, identity)
+        names = {column.name for column in relation.columns}
+        is_other_row = identity[0] == "row" and names != dict(stored.columns).keys()
+        if is_other_row or identity != (stored.identity, stored.key_columns):
+            raise IdentityChanged(stored, identity, names)
 
     def layout(self, oid: int) -> ReplicatedTable | None:
         """How the stream's tuples of this table are to be read, or None where they are of no use."""
@@ -102,15 +104,33 @@ class FollowedTables:
             self._layouts[oid] = found
         return found
 
-    def replace(self, table: StoredTable, identity: Identity, writer: StorageWriter, applier: ChangeApplier) -> None:
-        """Take a table's rows back and read them again under another identity. Nothing may be written before."""
+    def replace(
+        self,
+        table: StoredTable,
+        identity: Identity,
+        writer: StorageWriter,
+        applier: ChangeApplier,
+        names: Collection[str] | None = None,
+    ) -> None:
+        """Take a table's rows back and read them again under another identity. Nothing may be written before.
+
+        `names` are those of the columns at this place in the stream, where it is not the catalogue's.
+        """
         is_served = bool(self.layouts.definitions_of(table.name) & self._served)
         if is_served:
             writer.withhold()
         self._take_back(table, applier)
         now = self.layouts.read_table(table.relation_oid)
-        rows = now.estimated_rows if now else 0
-        self._add(table.relation_oid, table.name, identity, table.columns, rows, withholds=is_served)
+        meanings = dict(now.meanings()) if now else {}
+        columns = meanings.keys() if names is None else names
+        self._add(
+            table.relation_oid,
+            table.name,
+            identity,
+            [(name, meanings.get(name, "")) for name in sorted(columns)],
+            now.estimated_rows if now else 0,
+            withholds=is_served,
+        )
         self.load()
 
     def reread(self, table: int, definitions: Iterable[int], writer: StorageWriter) -> None:
@@ -146,8 +166,8 @@ class FollowedTables:
                 self._compare_columns(stored, table)
         for table in now.values():
             if table.oid not in self.stored:
-                identity, columns = (table.identity, table.key_columns), self.layouts.used_columns(table)
-                self._add(table.oid, table.name, identity, columns, table.estimated_rows)
+                identity = table.identity, table.key_columns
+                self._add(table.oid, table.name, identity, table.meanings(), table.estimated_rows)
         self.load()
         self._fill_new_definitions(now, rule_set)
         sources.save_published(self._storage, self._source.id, catalog.published)
@@ -155,7 +175,7 @@ class FollowedTables:
 
     def _must_replace(self, stored: StoredTable, table: CatalogTable, catalog: CatalogRead) -> bool:
         same = (table.identity, set(table.key_columns)) == (stored.identity, set(stored.key_columns))
-        return not same or (stored.name in catalog.unpublished and stored.followed)
+        return not same or _keys_differ(stored, table) or (stored.name in catalog.unpublished and stored.followed)
 
     def _fill_new_definitions(self, now: dict[int, CatalogTable], rule_set: int) -> None:
         if self._source.prepared_for == rule_set:
@@ -168,30 +188,35 @@ class FollowedTables:
             if missing:
                 table = now[stored.relation_oid]
                 sources.add_backfill(self._storage, stored.id, missing, table.estimated_rows)
-                sources.set_table_columns(self._storage, stored.id, self.layouts.used_columns(table))
+                sources.set_table_columns(self._storage, stored.id, table.meanings())
         sources.mark_prepared(self._storage, self._source.id, rule_set)
         self._source = replace(self._source, prepared_for=rule_set)
 
     def _compare_columns(self, stored: StoredTable, table: CatalogTable) -> None:
-        """Have the table read again where the rows that are stored no longer say what the rules see."""
-        columns = self.layouts.used_columns(table)
-        if columns == stored.columns:
+        """Have rows read again that no longer say what the rules see.
+
+        Where columns were only added, those are the rows that have values in them, unless a rule left all of them out
+        as long as it missed the column.
+        """
+        if table.meanings() == stored.columns:
             return
-        sources.set_table_columns(self._storage, stored.id, columns)
-        before = dict(stored.columns)
-        silent = {column.name for column in table.columns if not column.has_default_for_old_rows}
-        added = {name for name, _ in columns if name not in before}
-        changed = [name for name, meaning in before.items() if not still_mean(meaning, dict(columns).get(name))]
-        if changed or not added <= silent:
-            what = ", ".join(sorted({*changed, *(added - silent)}))
-            logger.info("%s changed (%s); its rows are read again", stored.name, what)
-            sources.add_backfill(
-                self._storage,
-                stored.id,
-                self.layouts.definitions_of(stored.name),
-                table.estimated_rows,
-                refreshes=True,
-            )
+        sources.set_table_columns(self._storage, stored.id, table.meanings())
+        before, now = dict(stored.columns), dict(table.meanings())
+        used = self.layouts.used_names(table.name, before.keys() | now.keys())
+        changed = {name for name in used & before.keys() if not still_mean(before[name], now.get(name))}
+        added = used & (now.keys() - before.keys())
+        if not changed and not added:
+            return
+        logger.info("%s changed (%s); its rows are read again", stored.name, ", ".join(sorted(changed | added)))
+        was_missed = added & self.layouts.missing_names(table.name, before)
+        sources.add_backfill(
+            self._storage,
+            stored.id,
+            self.layouts.definitions_of(stored.name),
+            table.estimated_rows,
+            refreshes=True,
+            only_with=() if changed or was_missed else added,
+        )
 
     def _drop(self, stored: StoredTable, applier: ChangeApplier) -> None:
         if self.layouts.uses(stored.name):
@@ -230,3 +255,11 @@ class FollowedTables:
         sources.add_backfill(
             self._storage, table.id, definitions, estimated_rows, withholds=withholds, counts=kind == "row"
         )
+
+
+def _keys_differ(stored: StoredTable, table: CatalogTable) -> bool:
+    """Whether the keys of the same rows would be others now: key columns of another type, or other whole rows."""
+    before, now = dict(stored.columns), dict(table.meanings())
+    if stored.identity == "row":
+        return before.keys() != now.keys() or any(not still_mean(before[name], now[name]) for name in before)
+    return any(not still_mean(before[name], now.get(name)) for name in stored.key_columns if name in before)

@@ -188,7 +188,10 @@ class _Session:
         served = living - rule_sets.filling_definitions(storage)
         layouts = LayoutBuilder(source, feeds)
         backfills, marks = Backfills(), Marks()
-        self._writer = StorageWriter(storage, leader=lead.number, living=living, announcer=lead.announcer)
+        receipts = frozenset[int]().union(*(feed.receipts() for feed in feeds))
+        self._writer = StorageWriter(
+            storage, leader=lead.number, living=living, receipts=receipts, announcer=lead.announcer
+        )
         self._tables = FollowedTables(storage, stored, layouts, backfills, served, progress)
         self._filling = Filling(
             storage,
@@ -235,7 +238,9 @@ class _Session:
         except IdentityChanged as change:
             logger.info("%s", change)
             with self._writer.transaction():
-                self._tables.replace(change.table, change.identity, self._writer, ChangeApplier(self._writer))
+                self._tables.replace(
+                    change.table, change.identity, self._writer, ChangeApplier(self._writer), change.columns
+                )
                 self._writer.publish(self._stored.id, stream.position)
             raise Resume("a table's identity changed") from change
         except NeedsReading as need:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from ..pgoutput.messages import Relation, ReplicaIdentity
+from ..pgoutput.types import PgType
 from ..storage.connections import Connection
 from ..storage.rule_sets import Feed
 from ..storage.sources import StoredTable
@@ -48,10 +49,24 @@ class LayoutBuilder:
         """A table as the catalogue has it now, or None where it is gone."""
         return read_table(self._reader, oid)
 
-    def used_columns(self, table: CatalogTable) -> tuple[tuple[str, str], ...]:
-        """Name and meaning of the columns that are read, sorted by name."""
-        used = self._used(table.name, self._typed(table.columns))
-        return tuple(sorted((column.name, column.meaning) for n, column in enumerate(table.columns) if n in used))
+    def used_names(self, table: TableName, names: Iterable[str]) -> frozenset[str]:
+        """Of the columns of these names, those that are read."""
+        columns = [Column(name, PgType.unknown(0)) for name in names]
+        return frozenset(
+            columns[position].name
+            for feed in self.feeds
+            for position in feed.plan.used_columns(table, columns, only=feed.only)
+        )
+
+    def missing_names(self, table: TableName, names: Iterable[str]) -> frozenset[str]:
+        """What rules name that a table with these columns lacks: they leave its rows out."""
+        columns = [Column(name, PgType.unknown(0)) for name in names]
+        return frozenset(
+            name
+            for feed in self.feeds
+            for names in feed.plan.missing_columns(table, columns).values()
+            for name in names
+        )
 
     def from_catalog(
         self, stored: StoredTable, table: CatalogTable, definitions: Collection[int] | None = None
@@ -107,9 +122,6 @@ class LayoutBuilder:
     def _identities(self, feed: Feed, table: TableName) -> frozenset[str]:
         identities = feed.plan.sources_of(table)
         return identities if feed.only is None else identities & feed.only
-
-    def _used(self, table: TableName, columns: Sequence[Column]) -> frozenset[int]:
-        return frozenset().union(*(feed.plan.used_columns(table, columns, only=feed.only) for feed in self.feeds))
 
     def _typed(self, columns: Sequence[CatalogColumn]) -> list[Column]:
         types = read_types(self._reader, [column.type_oid for column in columns])

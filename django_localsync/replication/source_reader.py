@@ -7,7 +7,7 @@ see marks.py and `pgoutput/snapshots.py`, so it needs no lock on the follower's 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from threading import Event, Thread
 from time import monotonic
@@ -190,7 +190,7 @@ class SourceReader(Thread):
             elif not reading.blocks:
                 reading.blocks = stored.blocks
             end = min(reading.next_block + reading.chunk_blocks, reading.blocks)
-            rows = list(self._copy(table, _block_range(reading.next_block, end)))
+            rows = list(self._copy(table, _block_range(reading.next_block, end, _existing(stored.only_with, table))))
         if reading.next_block < end:
             reading.advance(end, rows)
             with self._backfills.changed:
@@ -336,8 +336,19 @@ def _is_as_stored(backfill: Backfill, table: CatalogTable) -> bool:
     )
 
 
-def _block_range(begin: int, end: int) -> sql.Composable:
-    return sql.SQL("WHERE t.ctid >= {} AND t.ctid < {}").format(sql.Literal(f"({begin},0)"), sql.Literal(f"({end},0)"))
+def _block_range(begin: int, end: int, only_with: Sequence[str]) -> sql.Composable:
+    condition = sql.SQL("WHERE t.ctid >= {} AND t.ctid < {}").format(
+        sql.Literal(f"({begin},0)"), sql.Literal(f"({end},0)")
+    )
+    if not only_with:
+        return condition
+    parts = [sql.SQL("t.{} IS NOT NULL").format(sql.Identifier(name)) for name in only_with]
+    return sql.SQL("{} AND ({})").format(condition, sql.SQL(" OR ").join(parts))
+
+
+def _existing(only_with: Sequence[str], table: CatalogTable) -> Sequence[str]:
+    """None of them, so that all rows are read, where one was dropped or renamed since."""
+    return only_with if {column.name for column in table.columns}.issuperset(only_with) else ()
 
 
 def _keys_condition(backfill: Backfill, table: CatalogTable, keys: list[str]) -> sql.Composable:

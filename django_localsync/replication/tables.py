@@ -40,21 +40,20 @@ class CatalogColumn:
     """A column as the catalogue has it; `toastable`: its values may be stored out of line.
 
     `type_name` is the type with its modifier, `type_facts` what shows in values of the definition of a type that a
-    project made; a column that was added with a default has values in rows that no statement wrote since
-    (`has_default_for_old_rows`).
+    project made; `number` tells columns apart that have the same name one after another.
     """
 
     name: str
     type_oid: int
     toastable: bool
     type_name: str = ""
-    has_default_for_old_rows: bool = False
+    number: int = 0
     type_facts: tuple[str, ...] = ()
 
     @property
     def meaning(self) -> str:
         """What values that were read depend on, a line each; see `still_mean`."""
-        return "\n".join([self.type_name, *self.type_facts])
+        return "\n".join([f"column {self.number}", self.type_name, *self.type_facts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,10 @@ class CatalogTable:
     toast_target: int
     file_node: int  # of the table's file, which a rewrite (VACUUM FULL, some ALTER TABLE) replaces
 
+    def meanings(self) -> tuple[tuple[str, str], ...]:
+        """Name and meaning of each column, sorted by name."""
+        return tuple(sorted((column.name, column.meaning) for column in self.columns))
+
 
 CATALOG_TABLES = """
     SELECT class.oid::bigint, namespace.nspname, class.relname, class.relreplident, class.reltuples::bigint,
@@ -77,7 +80,7 @@ CATALOG_TABLES = """
            coalesce((SELECT option_value::int FROM pg_options_to_table(class.reloptions)
                       WHERE option_name = 'toast_tuple_target'), %(toast_target)s),
            (SELECT json_agg(json_build_array(attname, atttypid::bigint, attstorage <> 'p',
-                                             format_type(atttypid, atttypmod), atthasmissing) ORDER BY attnum)
+                                             format_type(atttypid, atttypmod), attnum) ORDER BY attnum)
               FROM pg_attribute
              WHERE attrelid = class.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = ''),
            (SELECT json_agg(attname ORDER BY ordinality)

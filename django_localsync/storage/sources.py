@@ -30,8 +30,8 @@ class StoredSource:
 class StoredTable:
     """A source table whose rows are, or are to be, in storage.
 
-    `identity` is "key" (of `key_columns`), "row" or "none"; `columns` are name and type of the columns that rules use,
-    as the rows were read; `followed`: whether changes in the stream are applied.
+    `identity` is "key" (of `key_columns`), "row" or "none"; `columns` are name and meaning of all columns, as the
+    rows were read; `followed`: whether changes in the stream are applied.
     """
 
     id: int
@@ -52,6 +52,7 @@ class StoredBackfill:
     definitions: frozenset[int]
     refreshes: bool
     withholds: bool
+    only_with: tuple[str, ...]
     counts: bool
     phase: str
     file_node: int | None
@@ -195,7 +196,7 @@ def follow_table(connection: Connection, table: int, followed: bool) -> None:
 
 
 def set_table_columns(connection: Connection, table: int, columns: Iterable[tuple[str, str]]) -> None:
-    """Record the used columns with which a table's rows are read from here on."""
+    """Record the columns with which a table's rows are read from here on."""
     connection.execute(
         "UPDATE localsync_source_table SET columns = %s::jsonb WHERE id = %s", (json.dumps(list(columns)), table)
     )
@@ -215,8 +216,8 @@ def retire_table(connection: Connection, table: int) -> None:
 
 
 _BACKFILL = """backfill.id, backfill.table_id, backfill.definitions, backfill.refreshes, backfill.withholds,
-    backfill.counts, backfill.phase, backfill.file_node, backfill.block, backfill.blocks, backfill.rows,
-    backfill.estimated_rows"""
+    backfill.only_with, backfill.counts, backfill.phase, backfill.file_node, backfill.block, backfill.blocks,
+    backfill.rows, backfill.estimated_rows"""
 
 
 def load_backfills(connection: Connection, source: int, living: Collection[int]) -> list[StoredBackfill]:
@@ -245,15 +246,25 @@ def add_backfill(
     *,
     refreshes: bool = False,
     withholds: bool = False,
+    only_with: Collection[str] = (),
     counts: bool = False,
     phase: str = "waiting",
 ) -> StoredBackfill:
-    """Record that a table is to be read for some definitions."""
+    """Record that a table is to be read for some definitions, all of it or the rows that have values `only_with`."""
     row = connection.execute(
-        "INSERT INTO localsync_backfill AS backfill (table_id, definitions, refreshes, withholds, counts, phase, block,"
-        " blocks, rows, estimated_rows, began_at)"
-        f" VALUES (%s, %s::jsonb, %s, %s, %s, %s, 0, 0, 0, %s, now()) RETURNING {_BACKFILL}",
-        (table, json.dumps(sorted(definitions)), refreshes, withholds, counts, phase, estimated_rows),
+        "INSERT INTO localsync_backfill AS backfill (table_id, definitions, refreshes, withholds, only_with, counts,"
+        " phase, block, blocks, rows, estimated_rows, began_at)"
+        f" VALUES (%s, %s::jsonb, %s, %s, %s::jsonb, %s, %s, 0, 0, 0, %s, now()) RETURNING {_BACKFILL}",
+        (
+            table,
+            json.dumps(sorted(definitions)),
+            refreshes,
+            withholds,
+            json.dumps(sorted(only_with)),
+            counts,
+            phase,
+            estimated_rows,
+        ),
     ).fetchone()
     assert row is not None
     return _stored_backfill(row)
@@ -304,5 +315,5 @@ def _stored_table(row: tuple[Any, ...]) -> StoredTable:
 
 
 def _stored_backfill(row: tuple[Any, ...]) -> StoredBackfill:
-    backfill, table, definitions, *rest = row
-    return StoredBackfill(backfill, table, frozenset(definitions), *rest)
+    backfill, table, definitions, refreshes, withholds, only_with, *rest = row
+    return StoredBackfill(backfill, table, frozenset(definitions), refreshes, withholds, tuple(only_with), *rest)

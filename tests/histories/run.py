@@ -24,6 +24,7 @@ from tests.histories.client import Client
 from tests.replication import RunningReplicator
 
 DEADLINE_S = 15.0
+LONGEST_CALM_S = 2.0
 CLIENTS = 3
 LOCK_TIMEOUT = "SET lock_timeout = '100ms'"
 
@@ -39,6 +40,7 @@ class Plan:
     new_rules: float
     hidden_commit: float
     pause_s: float
+    calm: float
 
     @classmethod
     def random(cls, choose: Random) -> Self:
@@ -51,7 +53,15 @@ class Plan:
             new_rules=choose.choice([0, 0.03, 0.1]),
             hidden_commit=choose.choice([0, 0.1, 0.3]),
             pause_s=choose.choice([0, 0.01, 0.03]),
+            calm=choose.choice([0, 0.05, 0.1]),
         )
+
+
+IS_BEING_READ = """
+    SELECT NOT EXISTS (SELECT FROM localsync_rule_set WHERE state = 'active')
+        OR EXISTS (SELECT FROM localsync_rule_set WHERE state = 'processing')
+        OR EXISTS (SELECT FROM localsync_backfill)
+"""
 
 
 class HiddenCommit:
@@ -84,6 +94,7 @@ class Source:
     session: psycopg.Connection[Any]
     hidden_session: psycopg.Connection[Any]
     counts: list[tuple[int, int]] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
     open_transaction: bool = False
     hidden: HiddenCommit | None = None
 
@@ -123,6 +134,7 @@ class Source:
         """Run it; one that fails leaves no trace."""
         with suppress(psycopg.Error), self._savepoint():
             self.session.execute(statement)  # type: ignore[call-overload]
+            self.log.append(statement)
 
     def _savepoint(self) -> Any:
         in_transaction = self.session.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
@@ -130,6 +142,7 @@ class Source:
 
     def end_transaction(self, *, commit: bool) -> None:
         """End the open one; a committed one counts up."""
+        self.log.append("COMMIT" if commit else "ROLLBACK")
         self.open_transaction = False
         count = None
         if commit:
@@ -148,6 +161,7 @@ class Source:
             with suppress(psycopg.Error), session.transaction():
                 session.execute(statements.random_change(choose))  # type: ignore[call-overload]
         self.hidden = HiddenCommit(session)
+        self.log.append("a hidden commit")
 
     def release(self) -> None:
         """Show the hidden commit."""
@@ -180,6 +194,8 @@ class History:
         try:
             for _ in range(self.choose.randrange(5)):
                 self.choose.choice(self.sources).step(self.choose, self.plan)
+            if self.choose.random() < 0.5:
+                self.wait_until_read()
             for _ in range(self.plan.steps):
                 self.step()
             for source in self.sources:
@@ -201,6 +217,8 @@ class History:
             self.stop()
         elif choose.random() < plan.restart:
             self.stop()
+        if choose.random() < plan.calm:
+            self.wait_until_read()
         if choose.random() < plan.cut_off:
             self.cut_off()
         if choose.random() < 0.7:
@@ -223,6 +241,13 @@ class History:
         if self.running is not None:
             self.running.stop()
             self.running = None
+
+    def wait_until_read(self) -> None:
+        """Let everything be read that is to be, if nothing holds it up: what follows meets rules that are served."""
+        self.follow()
+        deadline = time.monotonic() + LONGEST_CALM_S
+        while self.storage.execute(IS_BEING_READ).fetchone() == (True,) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def cut_off(self) -> None:
         """Break connections of the replicator."""
@@ -253,7 +278,7 @@ class History:
         deadline = time.monotonic() + DEADLINE_S
         while (difference := self.difference(expected)) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert not difference, f"{self.streams}: {difference}\n{self.state()}"
+        assert not difference, f"{self.streams}: {difference} {self.ghosts}\n{self.state()}"
         for client in self.clients:
             self.look(client)
             assert client.contents() == expected, "a client that stood elsewhere holds something else"
@@ -266,7 +291,8 @@ class History:
         found = {
             table: self.storage.execute(f"SELECT to_jsonb(t) - 'rules' FROM localsync_{table} AS t") for table in tables
         }
-        return "\n".join(f"{table}: {row[0]}" for table, rows in found.items() for row in rows)
+        statements = [f"{source.alias}: {statement}" for source in self.sources for statement in source.log]
+        return "\n".join([*(f"{table}: {row[0]}" for table, rows in found.items() for row in rows), *statements])
 
     def difference(self, expected: rules.Contents) -> str:
         """How the first client's contents differ; empty where they do not."""
@@ -277,6 +303,9 @@ class History:
             has, wants = found.get(bucket, Counter()), expected.get(bucket, Counter())
             if has != wants:
                 too_many, missing = list((has - wants).elements()), list((wants - has).elements())
+                subkeys = [key for held in self.clients[0].buckets.values() if held.name == bucket for key in held.rows]
+                ids = {row_id for _, row_id, _ in too_many}
+                self.ghosts = [key for key in subkeys if key[1] in ids]
                 return f"{bucket} has {_short(too_many)} instead of {_short(missing)}"
         return ""
 

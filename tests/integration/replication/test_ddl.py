@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.replication import RunningReplicator, replicating
-from tests.source import eventually, execute, open_transaction, rows, streams, values
+from tests.source import eventually, execute, open_transaction, query, rows, streams, values
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("source")]
 
@@ -305,4 +305,81 @@ def test_the_catalogue_is_read_while_a_migration_holds_its_lock():
             eventually(lambda: set(rows("others|0[]")), {"1", "2"})
             assert "extra" not in rows()["1"]
         eventually(lambda: values("extra"), {"1": 1, "2": 2})
+        replicator.catch_up()
+
+
+def test_a_column_that_is_added_empty_costs_clients_nothing():
+    """They cannot tell NULL from a column that is missing, so rows that have no value in it stay as they are."""
+    make_notes()
+    with replicating(NOTES) as replicator:
+        before = query("SELECT max(op_id) FROM localsync_bucket_operation")
+        execute("ALTER TABLE note ADD extra text", "UPDATE note SET extra = 'x' WHERE id = 2")
+        eventually(lambda: values("extra"), {"1": None, "2": "x"})
+        replicator.catch_up()
+        [(operations,)] = query(f"SELECT count(*) FROM localsync_bucket_operation WHERE op_id > {before[0][0]}")
+        assert operations <= 2  # of the stream, and of reading it again
+
+
+def test_a_column_that_was_added_with_values_and_rewritten():
+    """Then nothing in the catalogue tells that old rows have values."""
+    make_notes()
+    with replicating(NOTES) as replicator:
+        execute("ALTER TABLE note ADD extra int DEFAULT 7", "VACUUM FULL note")
+        execute("ALTER TABLE note ADD serial serial")
+        eventually(lambda: (values("extra"), values("serial")), ({"1": 7, "2": 7}, {"1": 1, "2": 2}))
+        replicator.catch_up()
+
+
+def test_a_column_that_a_rule_names_comes_later():
+    """Until then the rule leaves rows out; afterwards it has them, also where the column is NULL."""
+    make_notes()
+    with replicating(streams(all="SELECT id, extra FROM note WHERE owner = 'ann' OR extra IS NULL")) as replicator:
+        assert rows() == {}
+        execute("ALTER TABLE note ADD extra text")
+        eventually(lambda: set(rows()), {"1", "2"})
+        replicator.catch_up()
+
+
+def test_a_column_is_dropped_and_added_anew():
+    make_notes()
+    with replicating(NOTES) as replicator:
+        execute("ALTER TABLE note DROP COLUMN title; ALTER TABLE note ADD title text")
+        eventually(lambda: values("title"), {"1": None, "2": None})
+        replicator.catch_up()
+
+
+def test_the_key_gets_another_type():
+    make_notes()
+    with replicating(streams(all="SELECT owner AS id, title FROM note")) as replicator:
+        execute("ALTER TABLE note ALTER id TYPE numeric(5, 2)", "UPDATE note SET title = 'ONE' WHERE id = 1")
+        execute("DELETE FROM note WHERE id = 2")
+        eventually(lambda: values("title"), {"ann": "ONE"})
+        replicator.catch_up()
+
+
+KEYLESS = [
+    "ALTER TABLE note ADD extra int",
+    "ALTER TABLE note DROP COLUMN number",
+    "ALTER TABLE note ALTER id TYPE text",
+]
+PASSING = "ALTER TABLE note ADD k serial; UPDATE note SET owner = 'x' WHERE id = 1; ALTER TABLE note DROP COLUMN k"
+
+
+@pytest.mark.parametrize("statement", [*KEYLESS, "ALTER TABLE note RENAME owner TO holder", PASSING])
+def test_columns_of_a_table_without_a_key_change(statement):
+    """A row is known by all of its columns, so every row is another one then."""
+    make_notes()
+    execute("ALTER TABLE note DROP CONSTRAINT note_pkey; ALTER TABLE note REPLICA IDENTITY FULL")
+    execute("INSERT INTO note VALUES (2, 'bob', 'two', 20), (3, 'cat', 'three', 30)")
+    with replicating(streams(all="SELECT id, title FROM note")) as replicator:
+        execute(
+            statement, "UPDATE note SET title = 'ONE' WHERE title = 'one'", "DELETE FROM note WHERE title = 'three'"
+        )
+        eventually(lambda: values("title"), {"1": "ONE", "2": "two"})
+        replicator.catch_up()
+        execute("DELETE FROM note WHERE ctid = (SELECT max(ctid) FROM note WHERE title = 'two')")
+        replicator.catch_up()
+        eventually(lambda: set(rows()), {"1", "2"})
+        execute("DELETE FROM note WHERE title = 'two'")
+        eventually(lambda: set(rows()), {"1"})
         replicator.catch_up()

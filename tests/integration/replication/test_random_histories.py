@@ -1,18 +1,19 @@
 """Random histories (tests/histories): whatever happens, clients end with what the rules say, and see no half of it.
 
-Each is a seed. FAULTS are deliberate mistakes, each of which this very property must notice.
+Each is a seed. Of FAULTS (tests/histories/faults.py), deliberate mistakes, this very property must notice every one.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
-from django_localsync.replication import replicator, source_reader, stream
+from django_localsync.replication import follower, replicator, source_reader, stream
 from tests.conftest import SOAK
+from tests.histories.faults import FAULTS
 from tests.histories.run import Stage
 from tests.servers import database_alias, own_server
 
@@ -34,6 +35,8 @@ def origin() -> Iterator[str]:
 def stage(origin: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     """Everything that a replicator does now and then, it does all the time."""
     for owner, name, value in (
+        (follower, "FIRST_RETRY_S", 0.01),
+        (follower, "LONGEST_RETRY_S", 0.02),
         (replicator, "FIRST_RETRY_S", 0.01),
         (replicator, "LONGEST_RETRY_S", 0.02),
         (stream, "BATCH_ROWS", 40),
@@ -51,10 +54,6 @@ def stage(origin: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 def test_clients_end_with_what_the_rules_say(stage):
     print(f"{HISTORIES} histories from LOCALSYNC_SEED={SEED}")
     play(stage, range(SEED, SEED + HISTORIES))
-
-
-Fault = Callable[[pytest.MonkeyPatch], None]
-FAULTS: list[Fault] = []
 
 
 @pytest.mark.parametrize("fault", FAULTS)
