@@ -24,7 +24,7 @@ from .requests import StreamRequest, read_stream_request
 
 STREAM_PATH = "/sync/stream"
 MAX_CREDIT = 2**31 - 1
-MIN_LIFETIME_S, MAX_LIFETIME_S = 10.0, 300.0  # a client may be silent for as long as it said, within these limits
+MAX_LIFETIME_S = 300.0  # a client may be silent for as long as it said, but no longer than this
 
 
 class FrameType(IntEnum):
@@ -186,7 +186,7 @@ class RSocketConnection:
 
     def _set_up(self, frame: _Frame) -> list[Action]:
         setup = _parse_setup(frame)
-        self.lifetime_s = min(max(setup.lifetime_s, MIN_LIFETIME_S), MAX_LIFETIME_S)
+        self.lifetime_s = min(setup.lifetime_s, MAX_LIFETIME_S)
         try:
             metadata = _decode(setup.metadata, _find_encoding(setup.metadata_type))
             self._encoding = _find_encoding(setup.data_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from typing import Any
@@ -21,11 +22,16 @@ streams.compile_plan = ListedPlan  # type: ignore[assignment]
 
 
 async def show_state(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answers {open streams, requests to streams, resident memory in KiB}."""
+    """Answers {open streams, requests to streams, tasks, resident memory in KiB}."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": "the project's"})
+        return
     server = streams.get_stream_server()
     with open("/proc/self/status") as status:
         memory = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
-    state = {"streams": len(server.streams), "requests": len(requests), "memory_kib": memory}
+    tasks = len(asyncio.all_tasks())
+    state = {"streams": len(server.streams), "requests": len(requests), "tasks": tasks, "memory_kib": memory}
     await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
     await send({"type": "http.response.body", "body": json.dumps(state).encode()})
 
@@ -36,7 +42,7 @@ requests: set[int] = set()
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Counts the requests that are being served."""
-    if scope["type"] != "http" or scope["method"] == "GET":
+    if scope["type"] == "lifespan" or scope.get("method") == "GET":
         await routed(scope, receive, send)
         return
     requests.add(id(scope))
