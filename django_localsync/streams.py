@@ -35,6 +35,7 @@ from .protocol.session import (
     EndRequested,
     Event,
     PageRead,
+    PageRefused,
     ReadCheckpoint,
     ReadPage,
     SendLine,
@@ -279,9 +280,9 @@ class Stream:
             return TotalsAnnounced(OpId(self._totals_op_id), totals)
         return TimePassed() if self._loop.time() >= self._session.wake_at else None
 
-    async def _read_page(self, action: ReadPage, send: Send) -> PageRead:
+    async def _read_page(self, action: ReadPage, send: Send) -> PageRead | PageRefused:
         pages = self._server.pages
-        key = PageKey(action.bucket_id, action.bucket, action.after, action.through, self._form)
+        key = PageKey(action.bucket_id, action.generation, action.bucket, action.after, action.through, self._form)
         page = pages.find(key)
         reading = None if page is not None else pages.read(key)
         if self._gathered_bytes >= SEND_BYTES:
@@ -289,7 +290,7 @@ class Stream:
         if page is not None:
             return page
         assert reading is not None
-        return await asyncio.shield(reading)
+        return await asyncio.shield(reading) or PageRefused()
 
     async def _read_checkpoint(self) -> ServedCheckpoint:
         notifications = self._server.notifications

@@ -36,6 +36,7 @@ class PageKey(NamedTuple):
     """A data line: a bucket's operations after the first and through the second op id, or the first page of them."""
 
     bucket_id: int
+    generation: int
     bucket: str
     after: OpId
     through: OpId
@@ -49,7 +50,7 @@ class Pages:
         self._reader = reader
         self._max_kept_bytes, self._kept_bytes = max_kept_bytes, 0
         self._kept: OrderedDict[PageKey, PageRead] = OrderedDict()
-        self._reading: dict[PageKey, asyncio.Task[PageRead]] = {}
+        self._reading: dict[PageKey, asyncio.Task[PageRead | None]] = {}
 
     def find(self, key: PageKey) -> PageRead | None:
         """The page, if it is kept."""
@@ -58,16 +59,18 @@ class Pages:
             self._kept.move_to_end(key)
         return page
 
-    def read(self, key: PageKey) -> asyncio.Task[PageRead]:
-        """The one task that reads this page. Shield it: others may wait for it too."""
+    def read(self, key: PageKey) -> asyncio.Task[PageRead | None]:
+        """The one task that reads this page; None where it is refused. Shield it: others may wait for it too."""
         task = self._reading.get(key)
         if task is None:
             task = self._reading[key] = asyncio.create_task(self._read(key))
         return task
 
-    async def _read(self, key: PageKey) -> PageRead:
+    async def _read(self, key: PageKey) -> PageRead | None:
         try:
-            operations = await self._reader.read_page(key.bucket_id, key.after, key.through)
+            operations = await self._reader.read_page(key.bucket_id, key.generation, key.after, key.through)
+            if operations is None:
+                return None
             next_after = OpId(operations[-1][0]) if operations else key.through
             has_more = next_after < key.through
             format, raw_data, coding = key.form

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import orjson
 from django.db import connections
@@ -30,8 +30,6 @@ from .notifications import Interests
 POOL_TIMEOUT_S = 5.0
 PAGE_OPERATIONS = 1000
 PAGE_BYTES = 1 << 20  # of row data; a page ends with the operation that reaches it
-
-NO_TOTALS = BucketTotals(0, 0, 0)
 
 Connection = AsyncConnection[tuple[Any, ...]]
 PlanFor = Callable[[str], Plan]
@@ -67,6 +65,17 @@ class Reading:
 
     checkpoint: ServedCheckpoint
     interests: Interests
+
+
+class _Found(NamedTuple):
+    """A bucket as storage has it; its id is None where it does not exist yet."""
+
+    id: int | None
+    generation: int
+    totals: BucketTotals
+
+
+NOT_FOUND = _Found(None, 0, BucketTotals(0, 0, 0))
 
 
 class StorageReader:
@@ -156,7 +165,7 @@ class StorageReader:
     """
     # Unique index (definition_id, parameters).
     TOTALS = """
-        SELECT wanted.n, bucket.id, bucket.operations, bucket.checksum, bucket.last_op_id
+        SELECT wanted.n, bucket.id, bucket.generation, bucket.operations, bucket.checksum, bucket.last_op_id
           FROM json_to_recordset(%s::json) AS wanted (n integer, d bigint, p text)
           JOIN localsync_bucket AS bucket ON bucket.definition_id = wanted.d AND bucket.parameters = wanted.p
     """
@@ -174,7 +183,7 @@ class StorageReader:
         if not head:
             return None
         ((op_id, incarnation, write_checkpoint),) = head
-        totals = {number: (id_, BucketTotals(*counts)) for number, id_, *counts in found}
+        totals = {number: _Found(id_, generation, BucketTotals(*counts)) for number, id_, generation, *counts in found}
         buckets = _name_buckets(rules, incarnation, resolution, totals)
         checkpoint = ServedCheckpoint(rules.id, OpId(op_id), buckets, _describe_streams(resolution), write_checkpoint)
         return Reading(checkpoint, _find_interests(rules, client, resolution, totals))
@@ -238,25 +247,36 @@ class StorageReader:
             raise _not_served("the active rules mean something else to this version; run one version") from None
         return ServedRules(rule_set, plan, buckets, lookups, {id_: name for _, _, id_, name in definitions or ()})
 
-    # Primary key (bucket_id, op_id). The length of a value is known without reading it (TOAST).
+    # Primary keys. The length of a value is known without reading it (TOAST). One statement is one snapshot, so the
+    # page is as it was before a compaction, or that compaction shows in its bucket (I4).
     PAGE = """
-        SELECT op_id, kind, checksum, row_type, row_id, subkey, data
-          FROM (SELECT op_id, kind, checksum, row_type, row_id, subkey, data,
+        SELECT page.op_id, page.kind, page.checksum, page.row_type, page.row_id, page.subkey, page.data
+          FROM localsync_bucket AS bucket
+          LEFT JOIN (SELECT op_id, kind, checksum, row_type, row_id, subkey, data,
                        sum(octet_length(data)) OVER (ORDER BY op_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
                        AS bytes_before
                   FROM localsync_bucket_operation
                  WHERE bucket_id = %s AND op_id > %s AND op_id <= %s
                  ORDER BY op_id
-                 LIMIT %s) AS page
-         WHERE coalesce(bytes_before, 0) < %s
-         ORDER BY op_id
+                 LIMIT %s) AS page ON coalesce(page.bytes_before, 0) < %s
+         WHERE bucket.id = %s AND bucket.generation = %s AND bucket.consistent_from <= %s
+         ORDER BY page.op_id
     """
 
-    async def read_page(self, bucket_id: int, after: OpId, through: OpId) -> Sequence[StoredOperation]:
-        """A bucket's operations with after < op id ≤ through in ascending order, at most a page of them."""
+    async def read_page(
+        self, bucket_id: int, generation: int, after: OpId, through: OpId
+    ) -> Sequence[StoredOperation] | None:
+        """A bucket's operations with after < op id ≤ through in ascending order, at most a page of them.
+
+        `through` is where the bucket ends at the checkpoint that is served. None means that this checkpoint cannot
+        be read any more: the bucket was compacted beyond it, rewritten or deleted.
+        """
+        values = [bucket_id, after, through, PAGE_OPERATIONS, PAGE_BYTES, bucket_id, generation, through]
         async with self._turns, self._pool.connection() as connection:
-            cursor = await connection.execute(self.PAGE, [bucket_id, after, through, PAGE_OPERATIONS, PAGE_BYTES])
-            return cast("list[StoredOperation]", await cursor.fetchall())
+            rows = await (await connection.execute(self.PAGE, values)).fetchall()
+        if not rows:
+            return None
+        return cast("list[StoredOperation]", rows if rows[0][0] is not None else [])
 
 
 def _pool_parameters(alias: str) -> dict[str, Any]:
@@ -301,14 +321,15 @@ def _ask_for_totals(rules: ServedRules, resolution: Resolution) -> str:
 
 
 def _name_buckets(
-    rules: ServedRules, incarnation: str, resolution: Resolution, totals: Mapping[int, tuple[int, BucketTotals]]
+    rules: ServedRules, incarnation: str, resolution: Resolution, totals: Mapping[int, _Found]
 ) -> dict[str, ServedBucket]:
     buckets = {}
     for number, bucket in enumerate(resolution.buckets):
         definition = rules.bucket_definitions[bucket.source]
-        name = f"{incarnation}.{definition}#{rules.names[definition]}{bucket.parameters}"
-        id_, known = totals.get(number, (None, NO_TOTALS))
-        buckets[name] = ServedBucket(id_, known, bucket.priority, bucket.reasons)
+        id_, generation, known = totals.get(number, NOT_FOUND)
+        prefix = f"{incarnation}.{definition}.{generation}" if generation else f"{incarnation}.{definition}"
+        name = f"{prefix}#{rules.names[definition]}{bucket.parameters}"
+        buckets[name] = ServedBucket(id_, known, bucket.priority, bucket.reasons, generation)
     return buckets
 
 
@@ -322,10 +343,10 @@ def _describe_streams(resolution: Resolution) -> tuple[StreamInfo, ...]:
 
 
 def _find_interests(
-    rules: ServedRules, client: Client, resolution: Resolution, totals: Mapping[int, tuple[int, BucketTotals]]
+    rules: ServedRules, client: Client, resolution: Resolution, totals: Mapping[int, _Found]
 ) -> Interests:
     return Interests(
-        buckets=frozenset(id_ for id_, _ in totals.values()),
+        buckets=frozenset(found.id for found in totals.values() if found.id is not None),
         created=frozenset(
             bucket_digest(rules.bucket_definitions[bucket.source], bucket.parameters)
             for number, bucket in enumerate(resolution.buckets)
