@@ -1,7 +1,8 @@
 """What every test may count on: a real Postgres, short or soaking hypothesis runs, databases of one's own.
 
-Without LOCALSYNC_TEST_DATABASE_URL an embedded server is started and thrown away afterwards; LOCALSYNC_TEST_POSTGRES
-chooses its version (16 or 18). LOCALSYNC_SOAK=1 gives properties a large budget and runs the tests marked `soak`.
+Without LOCALSYNC_TEST_DATABASE_URL an embedded server is started and thrown away afterwards (one for each worker of
+`pytest -n`); LOCALSYNC_TEST_POSTGRES chooses its version (16 or 18). LOCALSYNC_SOAK=1 gives properties a large budget
+and runs the tests marked `soak`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("soak" if SOAK else "short")
     if config.getoption("--hypothesis-seed") is None:
         config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
-    if URL_VARIABLE not in os.environ and not _needs_no_server(config):
+    if URL_VARIABLE not in os.environ and not _hands_out_tests(config) and not _needs_no_server(config):
         _start_server(config)
 
 
@@ -53,6 +54,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("soak"):
                 item.add_marker(pytest.mark.skip(reason="long; run by `make soak`"))
+
+
+def _hands_out_tests(config: pytest.Config) -> bool:
+    """Whether this process runs no test itself, but gives them to workers (`-n`), each of which has its own server."""
+    return bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")
 
 
 def _needs_no_server(config: pytest.Config) -> bool:
