@@ -90,6 +90,9 @@ class Settings:
     journal_retention_days: int = 90
     """How long uploads are remembered, in days: a device that sends again later than that is not recognised."""
 
+    erase_within_s: float = 86_400.0
+    """How long storage may keep the text of a row that was replaced or deleted, in seconds."""
+
     keepalive_interval_s: float = 20.0
     """Pause between keepalive lines; clients and proxies give up after 30 s of silence."""
 

@@ -13,6 +13,7 @@ from ..conf import Settings
 from ..exceptions import ConfigurationError, LeadershipLost, RulesError, SlotLost
 from ..pgoutput.lsn import Lsn
 from ..storage import rule_sets, sources
+from ..storage.compactor import Compactor
 from ..storage.connections import Connection, connect, connect_for_rows
 from ..storage.rule_sets import StoredRuleSet
 from ..storage.sources import StoredSource
@@ -33,6 +34,7 @@ from .slot import check_server, drop_slot, history_problem, slot_prefix, slot_pr
 from .source_reader import SourceReader
 from .stream import Stream
 from .tables import read_tables
+from .waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -154,15 +156,21 @@ class SourceFollower:
             _wait_until_free(source, slot)
             drop_slot(source, slot)
         publish_tables(source, self._settings.publication_name, read_tables(source, self._lead.plan.uses))
-        created = replication.create_slot(slot, self._lead.check, self._lead.wake_fd)
+        waiting = Waiting(source, lambda: f"{self._alias}: making slot {slot}")
+
+        def check() -> None:
+            self._lead.check()
+            waiting.tell_when_long()
+
+        created = replication.create_slot(slot, check, self._lead.wake_fd)
         with storage.transaction():
             if stored is not None:
                 rule_sets.begin_rule_set(storage, self._lead.plan, self._lead.rules, starts_over=True)
-            stored = sources.begin_source(storage, self._alias, slot, system[:2], created.consistent_point.value)
-        if self._lost is not None:
+            begun = sources.begin_source(storage, self._alias, slot, system[:2], created.consistent_point.value)
+        if stored is not None:  # the other sources' rows have to be read for the new definitions, too
             self._lost = None
             self._lead.start_again()
-        return stored
+        return begun
 
     def _wait(self, seconds: float) -> None:
         select.select([self._lead.wake_fd], [], [], seconds)
@@ -182,6 +190,7 @@ class _Session:
         progress: Progress,
     ) -> None:
         self._alias, self._lead, self._storage, self._stored = alias, lead, storage, stored
+        self._compactor = Compactor(storage, lead.settings.erase_within_s)
         newest, active = _rule_sets(storage)
         feeds = rule_sets.load_feeds(storage, lead.plan, active)
         living = frozenset(definition for feed in feeds for definition in feed.definition_ids())
@@ -261,10 +270,10 @@ class _Session:
             raise self._reader.failure
 
     def _clean(self) -> bool:
-        """Delete a piece of what is retired; one source's follower does it for all."""
+        """Delete a piece of what is retired, or compact one; one source's follower does it for all."""
         if self._alias != self._lead.settings.sources[0]:
             return False
-        return rule_sets.delete_some_retired(self._storage)
+        return rule_sets.delete_some_retired(self._storage) or self._compactor.step()
 
 
 def _rule_sets(storage: Connection) -> tuple[StoredRuleSet, Plan | None]:

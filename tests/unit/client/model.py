@@ -13,8 +13,9 @@ from zlib import crc32
 import orjson
 from hypothesis import strategies as st
 
+from django_localsync.buckets import compaction
 from django_localsync.buckets.checksum import add_checksums
-from django_localsync.buckets.operation import OpKind
+from django_localsync.buckets.operation import Operation, OpKind
 from django_localsync.client import Column, Schema, Table
 from django_localsync.client.engine import (
     CheckpointPublished,
@@ -172,20 +173,12 @@ def reduce_bucket(operations):
 
 
 def compact(operations):
-    seen, moved = set(), []
-    for op_id, kind, checksum, *rest in reversed(operations):
-        key = tuple(rest[1:3])
-        if kind <= OpKind.REMOVE and key in seen:
-            moved.append((op_id, OpKind.MOVE.value, checksum, None, None, None, None))
-        else:
-            moved.append((op_id, kind, checksum, *rest))
-            seen.add(key)
-    moved.reverse()
-    lead = next((index for index, operation in enumerate(moved) if operation[1] == OpKind.PUT), len(moved))
-    if lead < 2:
-        return moved
-    checksum = add_checksums(operation[2] for operation in moved[:lead])
-    return [(moved[lead - 1][0], OpKind.CLEAR.value, checksum, None, None, None, None), *moved[lead:]]
+    """What the server's compaction makes of rows of storage."""
+    compacted = compaction.compact([Operation(op_id, OpKind(kind), *rest) for op_id, kind, *rest in operations])
+    return [
+        (each.op_id, each.kind.value, each.checksum, each.row_type, each.row_id, each.subkey, each.data)
+        for each in compacted
+    ]
 
 
 class Stream:
