@@ -120,6 +120,17 @@ def changed_buckets(connection: Connection) -> list[int]:
     return [bucket_id for due in _due_buckets(connection, 0) for bucket_id in due]
 
 
+def storage_bytes(connection: Connection) -> int:
+    """What all operations take on disk, with their index."""
+    row = connection.execute("SELECT pg_total_relation_size('localsync_bucket_operation')").fetchone()
+    return int(row[0]) if row else 0
+
+
+def reclaim_space(connection: Connection) -> None:
+    """Take what was erased out of the table's pages now, instead of when Postgres's autovacuum comes by."""
+    connection.execute("VACUUM localsync_bucket_operation")
+
+
 def compact_bucket(
     connection: Connection,
     bucket_id: int,
