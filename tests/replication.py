@@ -14,6 +14,7 @@ from django.db import connection
 from django.test import override_settings
 
 from django_localsync.buckets.checksum import MODULUS
+from django_localsync.buckets.operation import OpKind
 from django_localsync.replication.replicator import Replicator
 from django_localsync.storage.connections import connect
 
@@ -89,23 +90,25 @@ def stored_buckets() -> dict[str, Rows]:
     """The rows that a client of each bucket ends with, by `name[parameters]`, as the active rule set has it.
 
     Reduces the history as clients do, up to the checkpoint, and checks it: totals equal to the sums, no REMOVE that
-    meets no PUT.
+    meets no PUT where nothing was compacted.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT op_id FROM localsync_checkpoint")
         (checkpoint,) = cursor.fetchone() or (0,)
         cursor.execute("""
             SELECT bucket.id, definition.name || bucket.parameters, bucket.operations, bucket.checksum,
-                   bucket.last_op_id
+                   bucket.last_op_id, bucket.compacted_op_id
               FROM localsync_bucket AS bucket
               JOIN localsync_definition AS definition ON definition.id = bucket.definition_id
              WHERE definition.state = 'served'
         """)
         buckets = cursor.fetchall()
-        return {name: _reduce(cursor, bucket, totals, checkpoint) for bucket, name, *totals in buckets}
+        return {
+            name: _reduce(cursor, bucket, totals, compacted, checkpoint) for bucket, name, *totals, compacted in buckets
+        }
 
 
-def _reduce(cursor: Any, bucket: int, totals: list[int], checkpoint: int) -> Rows:
+def _reduce(cursor: Any, bucket: int, totals: list[int], compacted: int, checkpoint: int) -> Rows:
     cursor.execute(
         "SELECT op_id, kind, checksum, row_type, row_id, subkey, data FROM localsync_bucket_operation"
         " WHERE bucket_id = %s AND op_id <= %s ORDER BY op_id",
@@ -113,16 +116,18 @@ def _reduce(cursor: Any, bucket: int, totals: list[int], checkpoint: int) -> Row
     )
     operations = cursor.fetchall()
     live: dict[tuple[str, str, str], str] = {}
-    for _, kind, _, row_type, row_id, subkey, data in operations:
-        if kind == 1:
-            live.pop((row_type, row_id, subkey), None)  # the newest PUT comes last
-            live[row_type, row_id, subkey] = data
-        else:
-            assert live.pop((row_type, row_id, subkey), None) is not None, "a REMOVE met no PUT"
+    for op_id, kind, _, row_type, row_id, subkey, data in operations:
+        before = live.pop((row_type, row_id, subkey), None)
+        if kind == OpKind.PUT:
+            live[row_type, row_id, subkey] = data  # the newest PUT comes last
+        elif kind == OpKind.CLEAR:
+            live.clear()
+        elif kind == OpKind.REMOVE and op_id > compacted:
+            assert before is not None, "a REMOVE met no PUT"
     assert totals == [
         len(operations),
         sum(operation[2] for operation in operations) % MODULUS,
-        operations[-1][0] if operations else 0,
+        max([operation[0] for operation in operations] + [compacted]),
     ], "a bucket's totals are not the sums of its operations"
     return {(row_type, row_id): orjson.loads(data) for (row_type, row_id, _), data in live.items()}
 

@@ -6,8 +6,10 @@ import json
 import random
 import threading
 import time
+from collections.abc import Iterator
 from io import StringIO
 
+import pytest
 from django.core.management import call_command
 from hypothesis import HealthCheck, given, settings
 
@@ -20,6 +22,7 @@ from tests.integration.serving.conftest import Lines, Storage
 from tests.integration.serving.conftest import start_server as start_server
 from tests.integration.serving.conftest import storage as storage
 from tests.integration.serving.conftest import streams as streams
+from tests.replication import drop_replication, replicating, stored_buckets
 from tests.unit.test_compaction import histories, make_history, reduce_bucket
 
 READ = """
@@ -288,6 +291,136 @@ def follow_until_end(device: Device, lines: Lines, errors: list) -> None:
             device.follow(lines)
     except BaseException as error:
         errors.append(error)
+
+
+def check_withheld_operations_are_left_alone(storage: Storage) -> None:
+    storage.publish(*rows("r", range(3), 1))
+    bucket = the_bucket(storage)
+    with storage.writer.transaction():
+        storage.writer.withhold()
+        storage.writer.publish(storage.source.id, 1)
+    shown = read_bucket(storage, bucket)
+    storage.publish(*rows("r", range(3), 2))
+
+    compact_now(storage, bucket)
+
+    assert read_bucket(storage, bucket)[:3] == shown
+    storage.publish(show=True)
+    compact_now(storage, bucket)
+    compacted = read_bucket(storage, bucket)
+    assert [operation.kind.name for operation in compacted] == ["CLEAR", "PUT", "PUT", "PUT"]
+    assert totals(storage, bucket)[:2] == (4, reduce_bucket(compacted)[1])
+
+
+def test_what_is_withheld_is_compacted_when_it_is_shown(storage: Storage):
+    check_withheld_operations_are_left_alone(storage)
+
+
+def check_totals_after_a_clear(storage: Storage) -> None:
+    storage.publish(*rows("r", range(3), 1))
+    storage.publish(*rows("r", range(3), 2))
+    bucket = the_bucket(storage)
+    expected = compact(read_bucket(storage, bucket))
+    compact_now(storage, bucket)
+    assert read_bucket(storage, bucket) == expected
+    assert totals(storage, bucket)[:2] == (len(expected), reduce_bucket(expected)[1])
+
+
+def rewrite_without_new_name(connection, target, *arguments):
+    rewrite(connection, target, *arguments)
+    connection.execute("UPDATE localsync_bucket SET generation = 0 WHERE id = %s", (target.id,))
+
+
+def find_what_is_withheld(connection, bucket_id):
+    found = find(connection, bucket_id)
+    return found and found._replace(last_op_id=2**62)
+
+
+rewrite, find = compactor._rewrite, compactor._find
+FAULTS = {
+    "overtaken checkpoints are completed": ("_claim", lambda *_: True, "overtook"),
+    "a rewritten bucket keeps its name": ("_rewrite", rewrite_without_new_name, "rewritten"),
+    "totals still count what was deleted": ("_take_from_totals", lambda *_, **__: None, "totals"),
+    "what is withheld supersedes what is shown": ("_find", find_what_is_withheld, "withheld"),
+    "a MOVE loses its checksum": (
+        "ERASE",
+        compactor.ERASE.replace("kind = %s,", "kind = %s, checksum = 0,", 1),
+        "totals",
+    ),
+    "a CLEAR has only the last checksum": (
+        "CLEAR_HEAD",
+        compactor.CLEAR_HEAD.replace("(checksum + %s)", "(checksum + 0 * %s)"),
+        "totals",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_deliberate_fault_is_noticed(fault: str, storage: Storage, start_server, streams, monkeypatch):
+    name, replacement, scenario = FAULTS[fault]
+    monkeypatch.setattr(compactor, name, replacement)
+
+    scenarios = {
+        "overtook": lambda: test_a_checkpoint_that_compaction_overtook_is_not_completed(storage, start_server, streams),
+        "rewritten": lambda: test_a_mostly_dead_bucket_is_rewritten_under_a_new_name(storage, start_server, streams),
+        "totals": lambda: check_totals_after_a_clear(storage),
+        "withheld": lambda: check_withheld_operations_are_left_alone(storage),
+    }
+
+    with pytest.raises(AssertionError):
+        scenarios[scenario]()
+
+
+@pytest.fixture
+def notes(transactional_db: None) -> Iterator[None]:
+    with connect("default") as connection:
+        connection.execute("CREATE TABLE note (id int PRIMARY KEY, owner text, title text)")
+    yield
+    drop_replication()
+    with connect("default") as connection:
+        connection.execute("DROP TABLE note")
+
+
+NOTES = """
+config: {edition: 3}
+streams:
+  mine:
+    query: SELECT * FROM note WHERE owner = auth.user_id()
+"""
+
+
+def test_a_replicator_compacts_in_idle_moments_and_loses_nothing(notes: None):
+    chance = random.Random(11)
+    with connect("default") as project, replicating(NOTES, ERASE_WITHIN_S=0.04) as replicator:
+        for _ in range(150):
+            key, owner = chance.randrange(20), chance.choice("ab")
+            match chance.randrange(8):
+                case 0:
+                    project.execute("DELETE FROM note WHERE id = %s", (key,))
+                case 1:
+                    time.sleep(0.02)
+                case 2 if chance.random() < 0.2:
+                    project.execute("TRUNCATE note")
+                case _:
+                    project.execute(
+                        "INSERT INTO note VALUES (%s, %s, %s) ON CONFLICT (id) DO UPDATE"
+                        " SET owner = excluded.owner, title = excluded.title",
+                        (key, owner, f"title {chance.random()}"),
+                    )
+            if chance.random() < 0.05:
+                call_command("localsync_compact", "--json", stdout=StringIO())
+        replicator.catch_up()
+        expected = project.execute("SELECT id, owner, title FROM note").fetchall()
+        titles = "SELECT count(*) FROM localsync_bucket_operation WHERE data IS NOT NULL"
+        deadline = time.monotonic() + 10
+        while project.execute(titles).fetchone() != (len(expected),) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert project.execute(titles).fetchone() == (len(expected),), "replaced rows are still in storage"
+        assert project.execute("SELECT count(*) FROM localsync_bucket_operation WHERE kind > 2").fetchone() != (0,)
+        found = stored_buckets()
+    for owner in "ab":
+        rows_of = {("note", str(key)): title for key, of, title in expected if of == owner}
+        assert {row: data["title"] for row, data in found.get(f'mine|0["{owner}"]', {}).items()} == rows_of
 
 
 def test_the_command_compacts_and_tells_what_it_saved(storage: Storage):
