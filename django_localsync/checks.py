@@ -164,7 +164,7 @@ def _warnings(rules: CompiledRules) -> Iterator[CheckMessage]:
         message = f"{_where(warning.definition, warning.line, warning.column)}: {warning.message}"
         yield CheckWarning(message, hint=warning.hint, id=f"localsync.{_WARNING_IDS[warning.kind]}")
     for event in rules.events:
-        hint = "write checkpoints are kept by the upload view; remove the section event_definitions"
+        hint = "only the event write_checkpoints has one; remove this one from event_definitions"
         yield CheckWarning(f"the event {event!r} has no effect", hint=hint, id="localsync.W005")
 
 

@@ -45,6 +45,11 @@ class Feed:
         only = self.only
         return frozenset(number for identity, number in self.definitions() if only is None or identity in only) - {0}
 
+    def receipts(self) -> frozenset[int]:
+        """Definitions whose entries are write checkpoints."""
+        sources = zip(self.plan.lookup_sources, self.lookup_definitions, strict=True)
+        return frozenset(definition for source, definition in sources if source.gives_receipts) - {0}
+
     def restricted_to(self, definitions: Iterable[int]) -> Feed:
         """The part of this feed that feeds some definitions."""
         wanted = frozenset(definitions)

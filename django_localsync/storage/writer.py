@@ -33,6 +33,7 @@ from ..buckets.membership import INCOMPLETE, Draft, RowState, decode_state
 from ..buckets.operation import OpKind
 from ..exceptions import LeadershipLost
 from .connections import Connection
+from .receipts import raise_receipts
 
 BucketKey = tuple[int, str]
 """Definition id, parameters as JSON text."""
@@ -60,12 +61,14 @@ class WriteSet:
     deleted_rows: dict[int, list[str]] = field(default_factory=dict)  # keys by table
     added_lookups: set[LookupEntry] = field(default_factory=set)
     removed_lookups: set[LookupEntry] = field(default_factory=set)
+    passing_lookups: set[LookupEntry] = field(default_factory=set)  # came and went within the batch
 
     def replace_lookups(self, before: set[LookupEntry], after: set[LookupEntry]) -> None:
-        """A row's entries change from `before` to `after`. What comes and goes within the batch leaves no trace."""
+        """A row's entries change from `before` to `after`. What comes and goes is only passing."""
         for gone in before - after:
             if gone in self.added_lookups:
                 self.added_lookups.discard(gone)
+                self.passing_lookups.add(gone)
             else:
                 self.removed_lookups.add(gone)
         for new in after - before:
@@ -95,7 +98,8 @@ class StorageWriter:
     """A source's side of bucket storage, over one direct connection in autocommit mode.
 
     `leader` is the number that `leadership.take_number` gave; `living` are the definitions that are fed: what is
-    remembered of others is left out, since they are being deleted.
+    remembered of others is left out, since they are being deleted. Entries of `receipts` are no part of the parameter
+    index: they become write checkpoints.
     """
 
     def __init__(
@@ -104,9 +108,10 @@ class StorageWriter:
         *,
         leader: int = 0,
         living: frozenset[int] | None = None,
+        receipts: frozenset[int] = frozenset(),
         announcer: Announcer | None = None,
     ) -> None:
-        self._connection, self._leader, self._living = connection, leader, living
+        self._connection, self._leader, self._living, self._receipts = connection, leader, living, receipts
         self._announcer = announcer or Announcer()
         self._buckets: dict[BucketKey, int] = {}
         self.in_transaction = False
@@ -115,6 +120,7 @@ class StorageWriter:
         self._totals: dict[int, tuple[int, int, int]] = {}
         self._created: set[int] = set()
         self._changed_lookups: set[int] = set()
+        self._raised: set[int] = set()  # digests of the clients whose write checkpoints rose
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -222,6 +228,8 @@ class StorageWriter:
         """Make a batch durable with the transaction, unseen: op ids above every checkpoint."""
         self._copy_operations(changes.drafts)
         self._store_rows(changes)
+        if self._receipts:
+            changes = self._store_receipts(changes)
         self._store_lookups(changes)
 
     # Primary key; fillfactor 50 and no index on totals, so that every update stays on its page.
@@ -308,7 +316,7 @@ class StorageWriter:
             buckets=totals,
             created=frozenset(self._created),
             lookups=frozenset(self._changed_lookups),
-            write_checkpoints=frozenset(write_checkpoints),
+            write_checkpoints=frozenset(self._raised.union(write_checkpoints)),
             everything=everything,
             rules=rules,
         )
@@ -357,6 +365,17 @@ class StorageWriter:
                 copy.set_types(["int8", "text", "text"])
                 for row in changes.inserted_rows:
                     copy.write_row(row)
+
+    def _store_receipts(self, changes: WriteSet) -> WriteSet:
+        """Raise write checkpoints to the entries that came; what is left is the parameter index's."""
+        receipts, came = self._receipts, (*changes.added_lookups, *changes.passing_lookups)
+        found = [(entry.outputs, entry.table) for entry in came if entry.definition in receipts]
+        self._raised |= raise_receipts(self._connection, found)
+        return replace(
+            changes,
+            added_lookups={entry for entry in changes.added_lookups if entry.definition not in receipts},
+            removed_lookups={entry for entry in changes.removed_lookups if entry.definition not in receipts},
+        )
 
     COPY_LOOKUPS = """
         COPY localsync_parameter_lookup (definition_id, key, table_id, row_key, outputs, pending)
@@ -426,7 +445,7 @@ class StorageWriter:
 
     def _forget_transaction(self) -> None:
         self.in_transaction = False
-        self._totals, self._created, self._changed_lookups = {}, set(), set()
+        self._totals, self._created, self._changed_lookups, self._raised = {}, set(), set(), set()
 
 
 def _json(value: object) -> str:

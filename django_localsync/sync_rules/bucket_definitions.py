@@ -34,6 +34,7 @@ from .translate import Language, Notes, Translator, suggestion
 MAX_WAYS = 100
 MAX_ARRAYS = 20
 _PRIORITY = "_priority"
+_RECEIPT = ("user_id", "client_id", "checkpoint")
 _REQUEST_OBJECTS = {"token_parameters": Request("token"), "user_parameters": Request("connection")}
 
 
@@ -317,16 +318,32 @@ class DefinitionCompiler:
             rows.append(_row_query(query.table, way.filters, ordered, selection=selection))
         return rows
 
+    def receipt_query(self, text: str, notes: Notes) -> RowQuery:
+        """The query of the event write_checkpoints: its rows as entries of one key. Raises SqlError."""
+        query, items, where = self._event(text, notes)
+        named = {item.name: item.value for item in items if isinstance(item, Item)}
+        missing = [name for name in ("user_id", "checkpoint") if name not in named]
+        if missing or len(named) < len(items) or not named.keys() <= {*_RECEIPT}:
+            hint = "SELECT user_id, client_id, checkpoint FROM table; client_id may be left out"
+            raise SqlError("a write checkpoint has user_id, client_id and checkpoint", query.select.at, hint)
+        outputs = tuple(Call(f"receipt {name}", (named.get(name, Literal(None)),)) for name in _RECEIPT)
+        assert query.table is not None
+        return _row_query(query.table, _conjuncts(where), (), outputs=outputs)
+
     def event_query(self, text: str, notes: Notes) -> None:
         """Check the query of an event. Raises SqlError."""
+        self._event(text, notes)
+
+    def _event(self, text: str, notes: Notes) -> tuple[_Query, list[Every | Item], Expr]:
         query = _Query(self._language, notes, self._default_schema, text)
         scope = query.scope(())
         if query.table is None:
             raise SqlError("the query of an event reads a table", query.select.at, "SELECT … FROM table")
-        for output in query.select.outputs:
-            self._item(query, output, scope)
-        if query.select.where is not None and _has_input(query.expression(query.select.where, scope)):
-            raise SqlError("an event knows no request", query.select.where.at)
+        items = [self._item(query, output, scope) for output in query.select.outputs]
+        where = Literal(1) if query.select.where is None else query.expression(query.select.where, scope)
+        if _has_input(where):
+            raise SqlError("an event knows no request", query.select.where.at if query.select.where else 0)
+        return query, items, where
 
     def _selection(self, query: _Query, scope: _Scope) -> Selection:
         items = tuple(self._item(query, output, scope) for output in query.select.outputs)

@@ -44,6 +44,7 @@ class CompiledSource:
     name: str
     identity: str
     queries: tuple[RowQuery, ...]
+    gives_receipts: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class CompiledPlan:
     @cached_property
     def lookup_sources(self) -> Sequence[LookupSource]:
         """The parameter indexes."""
-        return tuple(LookupSource(source.name, source.identity) for source in self.indexes)
+        return tuple(LookupSource(source.name, source.identity, source.gives_receipts) for source in self.indexes)
 
     @cached_property
     def identity(self) -> str:

@@ -30,6 +30,9 @@ from .translate import Language, Notes
 MAX_SOURCES = 100
 """Most bucket sources of one stream."""
 
+RECEIPTS = "write_checkpoints"
+"""The event that has an effect: rows of its queries are write checkpoints."""
+
 
 @dataclass(frozen=True, slots=True)
 class NamedColumn:
@@ -55,6 +58,7 @@ class NamedTable:
 class CompiledRules:
     """A plan, and what the checks want to know of the rules it came from.
 
+    `events`: names of the events that have no effect.
     `accepting`: names of the definitions that set accept_potentially_dangerous_queries.
     """
 
@@ -278,15 +282,27 @@ class _Compiler:
         return CompiledDefinition(name, tuple(queriers), False, always=True)
 
     def _events(self) -> tuple[str, ...]:
-        """Names of the events; their queries are checked, and have no effect."""
+        """Names of the events that have no effect: their queries are checked, no more. Receipts have one."""
         reader = DefinitionCompiler(self._language(streams=False), self._default_schema)
         for event in self._document.events:
+            name = str(event.name.value)
             for query in event.payloads:
                 try:
-                    reader.event_query(str(query.value), Notes())
+                    if name == RECEIPTS:
+                        self._receipts(reader, query)
+                    else:
+                        reader.event_query(str(query.value), Notes())
                 except SqlError as error:
-                    self._findings.sql_error(error, query, str(event.name.value))
-        return tuple(str(event.name.value) for event in self._document.events)
+                    self._findings.sql_error(error, query, name)
+        return tuple(str(event.name.value) for event in self._document.events if event.name.value != RECEIPTS)
+
+    def _receipts(self, reader: DefinitionCompiler, query: Scalar) -> None:
+        """Receipts are followed like a parameter index, so every row gives its own, whenever its table is read."""
+        notes = Notes()
+        rows = reader.receipt_query(str(query.value), notes)
+        self._note(query, {}, notes, RECEIPTS)
+        self._read(RECEIPTS, rows)
+        self._indexes.add(RECEIPTS, (rows,), gives_receipts=True)
 
 
 class _Sources:
@@ -297,13 +313,13 @@ class _Sources:
         self._numbers: dict[str, int] = {}
         self._sources: list[CompiledSource] = []
 
-    def add(self, name: str, queries: tuple[RowQuery, ...]) -> int:
+    def add(self, name: str, queries: tuple[RowQuery, ...], *, gives_receipts: bool = False) -> int:
         """The number of the source with these queries."""
         ordered = tuple({sort_key(query): query for query in queries}.values())
         key = identity(sorted(sort_key(query) for query in ordered), self._options.values)
         if key not in self._numbers:
             self._numbers[key] = len(self._sources)
-            self._sources.append(CompiledSource(name, key, ordered))
+            self._sources.append(CompiledSource(name, key, ordered, gives_receipts))
         return self._numbers[key]
 
     def all(self) -> tuple[CompiledSource, ...]:

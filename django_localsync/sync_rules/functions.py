@@ -18,6 +18,8 @@ from .values import to_text, truth
 Implementation = Callable[..., SqliteValue]
 
 _LAST_OF_ONE_UNIT = "\uffff"  # the language is defined on UTF-16: characters beyond are two code units
+_DIGITS = re.compile(r"[0-9]{1,19}", re.ASCII)
+_LAST_RECEIPT = (1 << 63) - 1
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 
 
@@ -154,6 +156,28 @@ def _text_cast(value: SqliteValue) -> SqliteValue:
     return to_text(value)
 
 
+def _receipt_user(value: SqliteValue) -> str:
+    """Whom a write checkpoint is for. Raises EvaluationError."""
+    text = to_text(value)
+    if not text:
+        raise EvaluationError("the write checkpoint has no user_id")
+    return text
+
+
+def _receipt_client(value: SqliteValue) -> str:
+    """The device that a write checkpoint is for; empty where none is named."""
+    return to_text(value) or ""
+
+
+def _receipt_number(value: SqliteValue) -> int:
+    """The number of a write checkpoint, from 1 to 2**63-1. Raises EvaluationError."""
+    is_number = isinstance(value, int) or (isinstance(value, str) and _DIGITS.fullmatch(value))
+    number = int(value) if is_number and value is not None else 0
+    if not 1 <= number <= _LAST_RECEIPT:
+        raise EvaluationError(f"the checkpoint of a write checkpoint must be a whole number from 1 to {_LAST_RECEIPT}")
+    return number
+
+
 @dataclass(frozen=True, slots=True)
 class Function:
     """A function that queries may call: least and most arguments, and the editions that know it."""
@@ -227,4 +251,7 @@ OPERATORS: dict[str, Implementation] = {
 IMPLEMENTATIONS: dict[str, Implementation] = {
     **{name: function.implementation for name, function in FUNCTIONS.items()},
     **OPERATORS,
+    "receipt user_id": _receipt_user,
+    "receipt client_id": _receipt_client,
+    "receipt checkpoint": _receipt_number,
 }

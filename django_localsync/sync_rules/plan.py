@@ -121,10 +121,15 @@ class BucketSource:
 
 @dataclass(frozen=True, slots=True)
 class LookupSource:
-    """One parameter index; `identity` as in BucketSource."""
+    """One parameter index; `identity` as in BucketSource.
+
+    With `gives_receipts` it is none that requests ask: the outputs of its entries are write checkpoints (user id,
+    client id, number), made by the event write_checkpoints.
+    """
 
     name: str
     identity: str
+    gives_receipts: bool = False
 
 
 class LookupKey(NamedTuple):
