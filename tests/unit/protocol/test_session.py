@@ -20,6 +20,7 @@ from django_localsync.protocol.session import (
     End,
     EndRequested,
     PageRead,
+    PageRefused,
     ReadCheckpoint,
     ReadPage,
     SendLine,
@@ -268,6 +269,30 @@ def test_an_interruption_that_takes_the_bucket_stops_its_operations():
     assert transcript(actions) == [("diff", "5001", {}, ["a"]), ("complete", "5001"), Wait()]
 
 
+def test_a_refused_page_means_another_checkpoint_in_place_of_this_one():
+    stream = session()
+    stream.handle(read(9, {"a": (9, 3), "b": (5, 3)}), 0)
+    stream.handle(page(3, 3, has_more=True), 0)
+
+    assert stream.handle(PageRefused(), 0) == [ReadCheckpoint()]
+    actions = stream.handle(read(20, {"a": (20, 3), "b": (5, 3)}), 0)
+
+    assert transcript(actions) == [("diff", "20", {"a": 20}, []), read_page("a", 3, 20)]
+
+
+def test_a_bucket_that_was_rewritten_is_replaced_in_one_checkpoint():
+    stream = idle_session(9, {"a": (9, 3)})
+    stream.handle(TotalsAnnounced(OpId(10), {id_of("a"): totals(10)}), 0)  # of the rewritten one, by the old name
+
+    stream.handle(PageRefused(), 0)
+    rewritten = ServedBucket(id_of("a"), totals(10), 3, (), generation=1)
+    actions = stream.handle(CheckpointRead(ServedCheckpoint(1, OpId(10), {"a.1": rewritten})), 0)
+
+    read_whole = ReadPage(id_of("a"), "a.1", OpId(0), OpId(10), generation=1)
+    assert transcript(actions) == [("diff", "10", {"a.1": 10}, ["a"]), read_whole]
+    assert transcript(stream.handle(page(2, 10), 0))[1:] == [("complete", "10"), Wait()]
+
+
 def test_a_position_beyond_history_makes_the_client_forget_the_bucket():
     stream = session(a=500, b=4)  # as after a restored backup
 
@@ -377,6 +402,7 @@ def test_whatever_happens_a_client_ends_with_what_storage_holds(data: st.DataObj
     granted = set(data.draw(st.sets(st.sampled_from(names))))
     held = {name: data.draw(st.integers(0, histories[name])) for name in data.draw(st.sets(st.sampled_from(names)))}
     device, stream = Device(held), session(**held)
+    refusals = data.draw(st.lists(st.booleans(), max_size=6))
 
     def checkpoint() -> CheckpointRead:
         return read(max(histories.values()), {name: (histories[name], ord(name) % 2) for name in sorted(granted)})
@@ -393,6 +419,9 @@ def test_whatever_happens_a_client_ends_with_what_storage_holds(data: st.DataObj
                     device.receive(orjson.loads(line))
                 case ReadCheckpoint():
                     return checkpoint()
+                case ReadPage(_, name) if name in granted and refusals and refusals.pop():
+                    histories[name] = max(histories.values()) + 1  # compacted beyond this checkpoint
+                    return PageRefused()
                 case ReadPage(_, name, after, through):
                     last = min(through, after + 1000)
                     body = orjson.dumps({"data": {"bucket": name, "ops": list(range(after + 1, last + 1))}})
