@@ -25,13 +25,19 @@ def localsync_application(django_application: Any, prefix: str = "localsync/") -
     the slash at the end.
     """
     # Only now: get_asgi_application(), an argument of this call, has made Django's apps ready.
-    from .consumers import RefuseSocket, SyncSocketConsumer, SyncStreamConsumer
+    from .consumers import RefuseSocket, SyncSocketConsumer, SyncStreamConsumer, WriteCheckpointConsumer
 
     address = f"{prefix}sync/stream"
     others = RefuseSocket.as_asgi() if isinstance(django_application, ASGIHandler) else django_application
     return ProtocolTypeRouter(
         {
-            "http": URLRouter([path(address, SyncStreamConsumer.as_asgi()), re_path("", django_application)]),
+            "http": URLRouter(
+                [
+                    path(address, SyncStreamConsumer.as_asgi()),
+                    path(f"{prefix}write-checkpoint.json", WriteCheckpointConsumer.as_asgi()),
+                    re_path("", django_application),
+                ]
+            ),
             "websocket": URLRouter([path(address, SyncSocketConsumer.as_asgi()), re_path("", others)]),
         }
     )

@@ -42,7 +42,7 @@ requests: set[int] = set()
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Counts the requests that are being served."""
-    if scope["type"] == "lifespan" or scope.get("method") == "GET":
+    if scope["type"] == "lifespan" or scope["path"] == "/":
         await routed(scope, receive, send)
         return
     requests.add(id(scope))

@@ -93,6 +93,12 @@ class Storage:
             self.writer.write(changes)
             self.writer.publish(self.source.id, **{"lsn": 1, **announced})
 
+    def op_id(self) -> int:
+        """The newest checkpoint's op id."""
+        row = self.connection.execute("SELECT op_id FROM localsync_checkpoint").fetchone()
+        assert row
+        return int(row[0])
+
     def member(self, user: str, name: str) -> LookupEntry:
         definition = self.definitions["members"]
         return LookupEntry(definition, _compact([user]), self.table.id, f"{user}/{name}", _compact([name]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -94,6 +96,37 @@ def test_a_write_checkpoint_is_sent_when_its_position_is_reached(storage: Storag
     assert kinds(reached) == ["checkpoint_diff", "checkpoint_complete"]
     assert reached[0]["checkpoint_diff"]["write_checkpoint"] == "7"
     assert reached[0]["checkpoint_diff"]["updated_buckets"] == []
+
+
+def test_very_old_clients_wait_for_the_checkpoint_with_their_uploads(storage: Storage, start_server: StartServer):
+    server = start_server()
+    storage.publish(("mine", ("u1",), "a", {}))
+    url = server.url.replace("sync/stream", "write-checkpoint.json")
+    get = partial(httpx2.get, url, headers={"Authorization": f"Token {token_of('u1')}"}, timeout=10)
+    digest = write_checkpoint_digest("u1", "")
+
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(get)
+        wait([answer], timeout=0.5)
+        waited = not answer.done()
+        storage.publish(("mine", ("u1",), "b", {}), lsn=2**62, write_checkpoints=[digest])
+        response = answer.result()
+
+    assert waited
+    assert response.status_code == 200
+    assert response.json() == {"data": {"checkpoint": str(storage.op_id())}}
+
+
+def test_an_old_client_that_waits_no_longer_is_forgotten(storage: Storage, start_server: StartServer):
+    server = start_server()
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.get(
+            server.url.replace("sync/stream", "write-checkpoint.json"),
+            headers={"Authorization": f"Token {token_of('u1')}"},
+            timeout=0.5,
+        )
+
+    assert server.wait_for("requests", 0) < 2
 
 
 def test_pages_are_bounded_by_operations_and_by_bytes(storage: Storage, server: Server, streams: Streams):
