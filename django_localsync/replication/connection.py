@@ -23,7 +23,7 @@ from ..storage.connections import Connection, connect, connect_for_rows
 from .diagnosis import POOLER
 
 MAX_MESSAGES_PER_READ = 10_000  # about 5 MB of small rows: what one read may add to memory
-CANCEL_TIMEOUT_S = 5.0
+CHECK_INTERVAL_S, CANCEL_TIMEOUT_S = 1.0, 5.0
 FAILOVER_SLOTS = 170_000  # server version that can keep a slot on standbys
 
 # What a walsender answers when slot and publication cannot give what is asked for: no such slot or publication, slot
@@ -104,8 +104,8 @@ class ReplicationConnection:
     ) -> CreatedSlot:
         """Create a logical slot that uses pgoutput. Waits for transactions that are writing now.
 
-        Servers that can take the slot along to a standby are told to. Whenever `wake_fd` is readable, `check` is asked
-        and may raise; then no slot is left.
+        Servers that can take the slot along to a standby are told to. Meanwhile `check` is asked each second, and when
+        `wake_fd` becomes readable; if it raises, no slot is left.
         """
         survives_failover = self._connection.info.server_version >= FAILOVER_SLOTS
         command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export'{})")
@@ -182,7 +182,7 @@ class ReplicationConnection:
         """The result of the query that was sent."""
         others = [] if wake_fd is None else [wake_fd]
         while self._pgconn.is_busy():
-            readable, _, _ = select.select([self._pgconn.socket, *others], [], [])
+            readable, _, _ = select.select([self._pgconn.socket, *others], [], [], CHECK_INTERVAL_S)
             if self._pgconn.socket in readable:
                 self._pgconn.consume_input()
             else:

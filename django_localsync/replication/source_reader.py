@@ -25,6 +25,7 @@ from .marks import Activation, CatalogRead, ChunkRead, CountBegun, Mark, Marks, 
 from .publication import publication_marks, publish_tables
 from .slot import SlotWatch
 from .tables import HASHED, CatalogTable, read_table, read_tables
+from .waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,6 @@ MAX_CHUNK_BLOCKS = 4096
 CHUNK_BYTES = 8 << 20  # of text
 LOCK_TIMEOUT_MS = 5000
 BLOCK_BYTES = 8192
-SAY_WHO_AFTER_S = 10.0
 
 
 class SourceReader(Thread):
@@ -147,15 +147,14 @@ class SourceReader(Thread):
         """
         if reading.barrier is None:
             emit(self._marker, "barrier")
-            reading.barrier, reading.barrier_since = self._snapshot().xmax, monotonic()
+            reading.barrier = self._snapshot().xmax
+            reading.waiting = Waiting(self._source, lambda: backfill.table.name)
         snapshot = self._snapshot()
         self._backfills.horizon = snapshot
         if snapshot.xmin >= reading.barrier and self._shows_all(backfill, snapshot):
             return True
-        if monotonic() - reading.barrier_since > SAY_WHO_AFTER_S and not reading.has_told:
-            reading.has_told = True
-            logger.warning("%s waits for %s", backfill.table.name, self._oldest_writers())
-        self._pause(0.02 if monotonic() - reading.barrier_since < 1 else 0.25)
+        reading.waiting.tell_when_long()
+        self._pause(0.02 if reading.waiting.seconds() < 1 else 0.25)
         return False
 
     def _shows_all(self, backfill: Backfill, snapshot: Snapshot) -> bool:
@@ -165,14 +164,6 @@ class SourceReader(Thread):
             return False
         backfill.must_see = None
         return True
-
-    def _oldest_writers(self) -> str:
-        rows = self._source.execute(
-            "SELECT format('process %s (%s, %s, since %s)', pid, datname, state, xact_start::timestamp(0))"
-            "  FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()"
-            " UNION ALL SELECT format('prepared transaction %s', gid) FROM pg_prepared_xacts LIMIT 5"
-        )
-        return ", ".join(row[0] for row in rows) or "transactions that are ending"
 
     def _announce(self, backfill: Backfill, mark: Mark) -> None:
         backfill.announced = True
@@ -297,8 +288,7 @@ class _Reading:
 
     def __init__(self, attempt: int = 0, *, barrier: int | None = None) -> None:
         self.attempt, self.barrier = attempt, barrier
-        self.barrier_since = monotonic()
-        self.has_told = False
+        self.waiting: Waiting
         self.next_block: int | None = None
         self.file_node: int | None = None
         self.blocks = 0

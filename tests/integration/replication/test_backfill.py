@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from threading import Event, Lock
@@ -315,22 +314,42 @@ def _blocks(log: str) -> list[int]:
 
 def test_a_long_transaction_is_waited_for_and_named(caplog, monkeypatch):
     """What it did before the table was published is in no stream, so the table is read when it has ended."""
-    monkeypatch.setattr(source_reader, "SAY_WHO_AFTER_S", 0.1)
+    monkeypatch.setattr("django_localsync.replication.waiting.SAY_WHO_AFTER_S", 0.1)
+    execute("CREATE TABLE other (id int PRIMARY KEY)")
     make_notes()
-    with open_transaction(
-        "UPDATE note SET title = 'late' WHERE id = 1", "INSERT INTO note VALUES (999, 'late')"
-    ) as old:
-        running = RunningReplicator(RULES=NOTES)
-        wait_until(lambda: query("SELECT count(*) FROM localsync_backfill") == [(1,)], "a backfill waits")
-        with caplog.at_level(logging.WARNING, "django_localsync"):
-            wait_until(lambda: f"process {old.info.backend_pid}" in caplog.text, "who is waited for is told")
+    with replicating(streams(others="SELECT id FROM other")):
+        pass
+    long = open_transaction("UPDATE note SET title = 'late' WHERE id = 1", "INSERT INTO note VALUES (999, 'late')")
+    with long as old:
+        running = RunningReplicator(RULES=streams(others="SELECT id FROM other", all="SELECT * FROM note"))
+        wait_until(lambda: f"note waits for process {old.info.backend_pid}" in caplog.text, "who is waited for is told")
         assert query("SELECT phase FROM localsync_backfill") == [("waiting",)]
         assert rows() == {}
-    try:
-        running.catch_up()
-        assert rows() == source_rows()
-    finally:
+    running.catch_up()
+    assert rows() == source_rows()
+    running.stop()
+
+
+def test_a_transaction_that_is_older_than_the_slot_is_waited_for_and_named(caplog, monkeypatch):
+    monkeypatch.setattr("django_localsync.replication.waiting.SAY_WHO_AFTER_S", 0.1)
+    make_notes()
+    with open_transaction("UPDATE note SET title = 'late' WHERE id = 1") as old:
+        running = RunningReplicator(RULES=NOTES)
+        wait_until(lambda: f"waits for process {old.info.backend_pid}" in caplog.text, "who is waited for is told")
+    running.catch_up()
+    assert rows() == source_rows()
+    running.stop()
+
+
+def test_a_replicator_that_waits_to_make_its_slot_can_be_stopped():
+    make_notes()
+    with open_transaction("UPDATE note SET title = 'late' WHERE id = 1"):
+        running = RunningReplicator(RULES=NOTES)
+        making = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
+        wait_until(lambda: query(making) == [(1,)], "a slot is being made")
         running.stop()
+        wait_until(lambda: query(making) == [(0,)], "no slot is left")
+    assert running.error is None
 
 
 def test_served_tables_stay_live_while_another_is_read(reading):

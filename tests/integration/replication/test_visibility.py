@@ -215,7 +215,7 @@ def test_a_transaction_is_prepared_while_the_table_is_read(server, origin, befor
 
 def test_a_prepared_transaction_is_older_than_the_replicator(server, origin, caplog, monkeypatch):
     """It is waited for, like any that writes, and named."""
-    monkeypatch.setattr("django_localsync.replication.follower.SAY_WHO_AFTER_S", 0.1)
+    monkeypatch.setattr("django_localsync.replication.waiting.SAY_WHO_AFTER_S", 0.1)
     origin.execute("BEGIN; UPDATE note SET title = 'old' WHERE id = 1; PREPARE TRANSACTION 'forgotten'")
     try:
         with replicating():
