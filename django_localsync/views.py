@@ -21,7 +21,7 @@ from rest_framework import exceptions as drf
 from rest_framework.permissions import BasePermission, IsAuthenticated
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
-from rest_framework.throttling import UserRateThrottle
+from rest_framework.throttling import BaseThrottle, UserRateThrottle
 from rest_framework.views import APIView
 
 from .auth import make_token
@@ -89,6 +89,20 @@ class BearerView(ProtocolView):
         return response
 
 
+class UploadThrottle(UserRateThrottle):
+    """How often a user may upload; DRF's DEFAULT_THROTTLE_RATES["localsync_upload"] says otherwise.
+
+    A device that is refused waits, and sends the same again.
+    """
+
+    scope = "localsync_upload"
+
+    def get_rate(self) -> str:
+        """Twice what a device sends in a hurry, for each of a few devices at a time. Memory is a number a request."""
+        rate: str | None = self.THROTTLE_RATES.get(self.scope)
+        return rate or "100/second"
+
+
 class UploadView(BearerView):
     """`POST upload`: applies a device's local transactions by an UploadHandler.
 
@@ -97,6 +111,7 @@ class UploadView(BearerView):
     """
 
     authentication_classes = (TokenAuthentication,)
+    throttle_classes: Sequence[type[BaseThrottle]] = (UploadThrottle,)
     handler_class: type[UploadHandler] | None = None
 
     def post(self, request: Request) -> HttpResponse:

@@ -21,6 +21,8 @@ from ..upload_models import Rejection, UploadJournal
 
 MAX_REJECTIONS = 100
 """Rows of localsync_rejection for one local transaction; the journal has all of its operations."""
+MAX_DEAD_LETTERS = 1000
+"""Rejected local transactions of one user that are kept for a retry."""
 
 FIND_ANSWER = """
     SELECT answer FROM localsync_upload_journal
@@ -58,6 +60,22 @@ PRUNE = """
 PRUNE_IDS = """
     DELETE FROM localsync_uploaded_id WHERE id IN (
         SELECT id FROM localsync_uploaded_id WHERE created_at < %s ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED)
+"""
+
+
+# Index (user_key) of the rejections, of which there are few; each dead letter has one at least. Uploads of two devices
+# may come here at once, and need not wait for each other.
+DISMISS_OLDEST = """
+    WITH oldest AS (
+        SELECT id FROM localsync_upload_journal
+         WHERE id = ANY(ARRAY(SELECT DISTINCT upload_id FROM localsync_rejection
+                               WHERE user_key = %s ORDER BY upload_id DESC OFFSET %s))
+           FOR UPDATE SKIP LOCKED
+    ), dismissed AS (
+        UPDATE localsync_upload_journal AS upload SET state = 'dismissed', operations = NULL
+          FROM oldest WHERE upload.id = oldest.id
+    )
+    DELETE FROM localsync_rejection AS rejection USING oldest WHERE rejection.upload_id = oldest.id
 """
 
 
@@ -105,6 +123,7 @@ def record(
         (upload_id,) = cursor.fetchone()
     if rejected:
         show_rejections(using, upload_id, key, transaction, result)
+        _dismiss_oldest(using, key.user_key)
 
 
 def record_failure(using: str, key: JournalKey, user_id: str, transaction: CrudTransaction) -> datetime | None:
@@ -136,6 +155,12 @@ def show_rejections(
         )
         for item in at_fault_first[:MAX_REJECTIONS]
     )
+
+
+def _dismiss_oldest(using: str, user_key: str) -> None:
+    """Beyond MAX_DEAD_LETTERS the oldest are dismissed, and what was sent in them is deleted."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(DISMISS_OLDEST, [user_key, MAX_DEAD_LETTERS])
 
 
 def prune(using: str, before: datetime, limit: int = 1000) -> int:

@@ -20,7 +20,7 @@ from django_localsync.authentication import TokenAuthentication
 from django_localsync.models import UploadJournal
 from django_localsync.protocol.crud import CrudOperation
 from django_localsync.upload import UploadHandler
-from django_localsync.views import UploadView
+from django_localsync.views import UploadThrottle, UploadView
 from tests.testapp.models import TodoList
 
 pytestmark = pytest.mark.django_db
@@ -285,6 +285,15 @@ def test_a_throttled_upload_says_when_to_come_back(alice: User, monkeypatch: pyt
     assert first.status_code == 200
     assert code(second) == (429, "PSYNC_S2304")
     assert 0 < int(second.headers["Retry-After"]) <= 60
+
+
+def test_uploads_are_throttled_by_user_as_the_project_says(alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert UploadThrottle().rate == "100/second"
+    monkeypatch.setitem(UploadThrottle.THROTTLE_RATES, "localsync_upload", "2/min")
+
+    answers = [post(make_token(user)) for user in (alice, alice, alice, User.objects.create_user("another"))]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 429, 200]
 
 
 def test_another_method_is_refused(alice: User) -> None:

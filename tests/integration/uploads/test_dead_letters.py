@@ -15,7 +15,15 @@ from rest_framework import serializers
 from rest_framework.permissions import AllowAny
 
 from django_localsync.admin import UploadAdmin
-from django_localsync.upload import OperationDeferred, OperationRejected, RejectionScope, UploadHandler, dismiss, retry
+from django_localsync.upload import (
+    OperationDeferred,
+    OperationRejected,
+    RejectionScope,
+    UploadHandler,
+    dismiss,
+    journal,
+    retry,
+)
 from django_localsync.upload.journal import MAX_REJECTIONS
 from django_localsync.upload_models import Rejection, UploadJournal
 from tests.integration.uploads.operations import codes, delete, handler_of, patch, put, send, statuses, table
@@ -50,6 +58,22 @@ class Buggy(UploadHandler):
 
 def dead_letter() -> UploadJournal:
     return UploadJournal.objects.get(state="rejected")
+
+
+def test_a_users_oldest_dead_letters_are_dismissed_when_there_are_too_many(
+    alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(journal, "MAX_DEAD_LETTERS", 2)
+    send(HANDLER, bob, put("documents", uuid4(), title=""))
+    for number in range(1, 5):
+        bad = [put("documents", uuid4(), title="", body=f"{number}") for _ in range(2)]
+        send(HANDLER, alice, *bad, client_id=f"device {number}")
+
+    letters = UploadJournal.objects.filter(user_id=alice.pk).order_by("id")
+    assert [letter.state for letter in letters] == ["dismissed", "dismissed", "rejected", "rejected"]
+    assert [letter.operations is None for letter in letters] == [True, True, False, False]
+    assert [letter.rejections.count() for letter in letters] == [0, 0, 2, 2]
+    assert UploadJournal.objects.get(user_id=bob.pk).rejections.count() == 1
 
 
 @pytest.fixture
