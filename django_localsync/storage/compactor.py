@@ -20,7 +20,7 @@ from .connections import Connection
 
 logger = logging.getLogger(__name__)
 
-BATCH_OPERATIONS = 4000  # a piece: about 20 ms, for which replication may have to wait
+BATCH_OPERATIONS = 1000  # a piece: about 10 ms, for which replication may have to wait
 MOST_NEW_OPERATIONS = 200_000  # of a walk: about 20 MB
 SWEEP_BUCKETS = 2000  # looked at a piece
 
@@ -63,7 +63,7 @@ class Compactor:
         self._next_sweep_at = monotonic() + self._interval_s
 
     def step(self) -> bool:
-        """Do a piece of work, of some 20 ms, if any is due; answers whether there may be more."""
+        """Do a piece of work, of some 10 ms, if any is due; answers whether there may be more."""
         if next(self._pieces, _END) is not _END:
             return True
         if monotonic() < self._next_sweep_at:
