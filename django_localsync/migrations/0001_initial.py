@@ -276,9 +276,7 @@ class Migration(migrations.Migration):
                 ("key_columns", models.JSONField(help_text="Names of the identity's columns, where it is a key.")),
                 (
                     "columns",
-                    models.JSONField(
-                        default=list, help_text="Name and meaning of each column, as last read."
-                    ),
+                    models.JSONField(default=list, help_text="Name and meaning of each column, as last read."),
                 ),
                 (
                     "followed",

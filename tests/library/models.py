@@ -97,7 +97,7 @@ class Document(models.Model):
     deleted_at = models.DateTimeField(null=True)
 
     objects = NotDeleted()
-    everything = models.Manager()  # type: ignore[django-manager-missing]
+    everything = models.Manager()
 
 
 class Draft(Document):
