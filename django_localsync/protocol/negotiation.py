@@ -15,7 +15,7 @@ _LOWEST = 0.0005  # below every weight that a client can give, and not refused
 
 
 def choose_format(accept: str | None) -> LineFormat:
-    """NDJSON wherever it is accepted: it costs a fifth of BSON, and its data lines are shared by most clients."""
+    """NDJSON wherever it is accepted: it costs a sixth of BSON, and its data lines are shared by most clients."""
     weights = _parse_weights(accept)
     return LineFormat.BSON if weights.get(LineFormat.BSON.value) and not _accepts_ndjson(weights) else LineFormat.NDJSON
 

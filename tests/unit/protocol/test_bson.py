@@ -6,12 +6,14 @@ import struct
 from contextlib import suppress
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_localsync.exceptions import ProtocolError
 from django_localsync.protocol.bson import MAX_DEPTH, decode_bson, encode_bson
+from django_localsync.protocol.lines import LineFormat, encode_bucket_data
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 VALUES = st.recursive(
@@ -88,3 +90,17 @@ def test_no_bytes_do_anything_else(noise: bytes, cut: int):
     for content in (noise, valid[:cut] + noise, valid[:cut] + noise + valid[cut + len(noise) :]):
         with suppress(ProtocolError):
             decode_bson(content)
+
+
+def test_data_lines_say_the_same_in_both_formats():
+    operations = [
+        (1, 1, 0xFFFFFFFF, "todos", "ä", "1/ä", '{"id":"ä","n":[1,null]}'),
+        (2, 2, 7, "todos", "b", None, None),
+        (3, 3, 9, None, None, None, None),
+        (2**62, 4, 9, None, None, None, None),
+    ]
+
+    line = encode_bucket_data("b", 0, operations, True)
+    document = encode_bucket_data("b", 0, operations, True, format=LineFormat.BSON)
+
+    assert decode_bson(document) == orjson.loads(line)
