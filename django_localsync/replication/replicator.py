@@ -13,13 +13,14 @@ import psycopg
 
 from ..conf import Settings, get_settings, read_rules
 from ..exceptions import ConfigurationError, LeadershipLost
-from ..storage import leadership, sources
+from ..storage import leadership
 from ..storage.connections import Connection, connect
 from ..storage.writer import Announcer
 from ..sync_rules import canonical_json, compile_rules
 from ..sync_rules.plan import Plan
 from .diagnosis import Verdict, diagnose
 from .follower import FIRST_RETRY_S, LONGEST_RETRY_S, Leadership, SourceFollower, Stopped, prepare_rules
+from .forgetting import forget_other_sources
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -84,8 +85,8 @@ class Replicator:
         number = leadership.take_number(storage)
         announcer = Announcer()
         while not self._stopping:
+            forget_other_sources(storage, self._settings, number, announcer)
             with storage.transaction():
-                sources.forget_sources(storage, self._settings.sources)
                 prepare_rules(storage, self._plan, self._rules)
             with self._followers(number, announcer) as followers:
                 self._watch(storage, followers)

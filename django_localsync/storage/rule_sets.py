@@ -157,6 +157,13 @@ def activate(connection: Connection, plan: Plan) -> None:
     connection.execute("UPDATE localsync_rule_set SET state = 'active' WHERE state = 'processing'")
 
 
+def living_definitions(connection: Connection) -> frozenset[int]:
+    """Definitions that are served or being filled."""
+    return frozenset(
+        row[0] for row in connection.execute("SELECT id FROM localsync_definition WHERE state <> 'retired'")
+    )
+
+
 def definition_names(connection: Connection) -> Mapping[int, str]:
     """Names of all definitions, for messages."""
     return dict(connection.execute("SELECT id, name FROM localsync_definition").fetchall())

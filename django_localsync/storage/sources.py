@@ -108,10 +108,16 @@ def begin_source(connection: Connection, alias: str, slot: str, system: tuple[st
     return StoredSource(*row)
 
 
-def forget_sources(connection: Connection, aliases: Sequence[str]) -> list[tuple[str, str]]:
-    """Delete sources that are configured no more; answers alias and slot of each."""
+def other_sources(connection: Connection, aliases: Sequence[str]) -> list[StoredSource]:
+    """Sources that storage knows beside these."""
+    rows = connection.execute(f"SELECT {_SOURCE} FROM localsync_source WHERE NOT (alias = ANY(%s))", (list(aliases),))
+    return [StoredSource(*row) for row in rows]
+
+
+def forget_sources(connection: Connection, aliases: Sequence[str]) -> None:
+    """Delete all sources but these."""
     gone = connection.execute(
-        "DELETE FROM localsync_source WHERE NOT (alias = ANY(%s)) RETURNING id, alias, slot", (list(aliases),)
+        "DELETE FROM localsync_source WHERE NOT (alias = ANY(%s)) RETURNING id", (list(aliases),)
     ).fetchall()
     ids = [row[0] for row in gone]
     connection.execute("UPDATE localsync_source_table SET retired = true WHERE source_id = ANY(%s)", (ids,))
@@ -120,7 +126,6 @@ def forget_sources(connection: Connection, aliases: Sequence[str]) -> list[tuple
         " WHERE table_id IN (SELECT id FROM localsync_source_table WHERE source_id = ANY(%s))",
         (ids,),
     )
-    return [(alias, slot) for _, alias, slot in gone]
 
 
 def mark_prepared(connection: Connection, source: int, rule_set: int) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
 from django.db import connection
-from django.test import override_settings
 
-from django_localsync.storage.write_checkpoints import request_write_checkpoint
 from example_project.database_url import parse_url
 from tests.databases import temporary_database
 from tests.replication import RunningReplicator
@@ -34,6 +34,11 @@ class Shard:
         with psycopg.connect(self._url, autocommit=True) as session:
             for statement in statements:
                 session.execute(statement)
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Ask it."""
+        with psycopg.connect(self._url, autocommit=True) as session:
+            return session.execute(statement).fetchall()
 
     def close(self) -> None:
         """Nobody gets in any more, and whoever is in is sent away."""
@@ -164,6 +169,21 @@ def test_a_source_is_added_and_taken_away(shard, replicators):
     eventually(titles, [("1", "one")])
     execute("UPDATE note SET title = 'ONE'")
     eventually(titles, [("1", "ONE")])
+    assert shard.query("SELECT slot_name FROM pg_replication_slots WHERE database = current_database()") == []
+    assert shard.query("SELECT pubname FROM pg_publication") == []
+
+
+def test_a_source_that_cannot_be_reached_is_taken_away(shard, replicators, caplog):
+    """Its rows go; what is left at its server is told."""
+    execute(SCHEMA, "INSERT INTO note VALUES (1, 'ann', 'one')")
+    shard.execute(SCHEMA, "INSERT INTO note VALUES (2, 'ann', 'zwei')")
+    replicators.append(RunningReplicator(RULES=NOTES, **BOTH))
+    eventually(titles, [("1", "one"), ("2", "zwei")])
+    replicators[-1].stop()
+    shard.close()
+    replicators.append(RunningReplicator(RULES=NOTES, SOURCES=["default"]))
+    eventually(titles, [("1", "one")])
+    eventually(lambda: "pg_drop_replication_slot" in caplog.text, True)
 
 
 def test_a_shard_whose_slot_is_lost_is_read_again_and_the_other_is_not(shard, replicators):
@@ -189,14 +209,12 @@ def test_a_write_checkpoint_waits_for_every_source(shard, replicators):
     eventually(lambda: query("SELECT count(*) FROM localsync_rule_set WHERE state = 'active'"), [(1,)])
     execute("INSERT INTO note VALUES (1, 'ann', 'one')")
     shard.execute("INSERT INTO note VALUES (2, 'ann', 'zwei')")
-    with override_settings(LOCALSYNC={"RULES": NOTES, **BOTH}):
-        request_write_checkpoint("ann", "device")
+    request_write_checkpoint(shard)
     eventually(_reached, True)
     assert titles() == [("1", "one"), ("2", "zwei")]
 
     shard.execute("UPDATE note SET title = 'ZWEI'")
-    with override_settings(LOCALSYNC={"RULES": NOTES, **BOTH}):
-        request_write_checkpoint("ann", "device")
+    request_write_checkpoint(shard)
     shard.close()
     execute("INSERT INTO note VALUES (3, 'ann', 'three')")
     eventually(lambda: ("3", "three") in titles(), True)
@@ -204,6 +222,20 @@ def test_a_write_checkpoint_waits_for_every_source(shard, replicators):
     shard.open()
     eventually(_reached, True)
     assert titles() == [("1", "one"), ("2", "ZWEI"), ("3", "three")]
+
+
+def request_write_checkpoint(shard: Shard) -> None:
+    """What the view does for ann: positions of both sources, then messages behind them."""
+    position = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint"
+    positions = {"default": query(position)[0][0], "shard2": shard.query(position)[0][0]}
+    execute(
+        "INSERT INTO localsync_write_checkpoint (user_key, client_id, number, positions, requested_at)"
+        f" VALUES ('ann', 'device', 1, '{json.dumps(positions)}', now())"
+        " ON CONFLICT (user_key, client_id) DO UPDATE SET number = localsync_write_checkpoint.number + 1,"
+        " positions = excluded.positions"
+    )
+    for run in (execute, shard.execute):
+        run("SELECT pg_logical_emit_message(true, 'localsync', '1')")
 
 
 def _reached() -> bool:
