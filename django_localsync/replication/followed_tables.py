@@ -104,6 +104,15 @@ class FollowedTables:
             self._layouts[oid] = found
         return found
 
+    def with_id(self, table: int | None) -> StoredTable | None:
+        """The table that storage calls so."""
+        return next((stored for stored in self.stored.values() if stored.id == table), None)
+
+    def replace_as_it_is(self, table: StoredTable, writer: StorageWriter, applier: ChangeApplier) -> None:
+        """Take a table's rows back and read them again as the catalogue has it now. Nothing may be written before."""
+        now = self.layouts.read_table(table.relation_oid) or table
+        self.replace(table, (now.identity, now.key_columns), writer, applier)
+
     def replace(
         self,
         table: StoredTable,

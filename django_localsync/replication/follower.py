@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import select
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from time import monotonic, sleep
+
+import psycopg
 
 from ..conf import Settings
 from ..exceptions import ConfigurationError, LeadershipLost, RulesError, SlotLost
@@ -258,6 +261,15 @@ class _Session:
                 self._tables.reread(need.table, need.definitions, self._writer)
                 self._writer.publish(self._stored.id, stream.position)
             raise Resume("rows must be read again") from need
+        except psycopg.errors.UniqueViolation as violation:
+            table = self._tables.with_id(_table_of_duplicate(violation))
+            if table is None:
+                raise
+            logger.info("%s held equal keys for a while; its rows are read again", table.name)
+            with self._writer.transaction():
+                self._tables.replace_as_it_is(table, self._writer, ChangeApplier(self._writer))
+                self._writer.publish(self._stored.id, stream.position)
+            raise Resume("a table's key was none for a while") from violation
 
     def close(self) -> None:
         """End the reading thread."""
@@ -274,6 +286,14 @@ class _Session:
         if self._alias != self._lead.settings.sources[0]:
             return False
         return rule_sets.delete_some_retired(self._storage) or self._compactor.step()
+
+
+def _table_of_duplicate(violation: psycopg.errors.UniqueViolation) -> int | None:
+    """Id of the table of which a row came that storage holds already: for a while its key was not unique."""
+    if violation.diag.constraint_name != "localsync_current_row_pkey":
+        return None
+    found = re.search(r"\((\d+),", violation.diag.message_detail or "")
+    return int(found[1]) if found else None
 
 
 def _rule_sets(storage: Connection) -> tuple[StoredRuleSet, Plan | None]:

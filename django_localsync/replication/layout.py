@@ -140,20 +140,20 @@ class LayoutBuilder:
 def identity_at(relation: Relation, stored: StoredTable, now: CatalogTable | None) -> Identity:
     """What identifies rows at this place in the stream.
 
-    Under FULL every column is flagged, so the stored key, or else the one that the catalogue has now, is taken while
+    Under FULL every column is flagged, so the key that the catalogue has now, or else the stored one, is taken while
     its columns exist.
     """
     match relation.replica_identity:
         case ReplicaIdentity.DEFAULT | ReplicaIdentity.INDEX:
             key = tuple(column.name for column in relation.columns if column.is_key)
-            if set(key) == set(stored.key_columns):
+            if key and set(key) == set(stored.key_columns):
                 return stored.identity, stored.key_columns  # the message has them in the table's order
             return ("key", key) if key else ("none", ())
         case ReplicaIdentity.FULL:
             names = {column.name for column in relation.columns}
-            for known in (stored, now):
-                if known is not None and known.identity == "key" and names.issuperset(known.key_columns):
-                    return "key", known.key_columns
+            known = stored if now is None or now.identity == "none" else now
+            if known.identity == "key" and names.issuperset(known.key_columns):
+                return "key", known.key_columns
             return "row", ()
         case _:
             return "none", ()
