@@ -1,7 +1,8 @@
 # Everything a developer needs, from a bare clone. `make help` lists it.
 #
 # The virtual environment is .venv, with the pinned requirements. PYTHON chooses the interpreter, DJANGO the pinned
-# set (dev: Django 5.2, django61: Django 6.1), VENV another folder for the environment.
+# set (dev: Django 5.2, django61: Django 6.1), VENV another folder for the environment, WORKERS the number of processes
+# that tests are spread over (0: they run in pytest's own).
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -9,6 +10,7 @@ SHELL := /bin/sh
 
 VENV ?= .venv
 DJANGO ?= dev
+WORKERS ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 ifneq ($(shell test -w "$$HOME" && echo yes),yes)
 # pip and npm keep caches in HOME, which a service or a container may not have.
@@ -29,8 +31,8 @@ setup: $(environment) ## Make the virtual environment (.venv) with everything pi
 demo: $(environment) ## Run the example project: database, replicator and server in one terminal
 	@exec $(bin)/python -m example_project.demo
 
-test: $(environment) node ## Run every test against a real Postgres
-	@$(bin)/python -m pytest $(ARGS)
+test: $(environment) node ## Run every test against a real Postgres (ARGS="tests/unit -k checksum": some)
+	@$(bin)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 soak: $(environment) node ## Run every test with large budgets (an hour, not minutes)
 	@LOCALSYNC_SOAK=1 $(bin)/python -m pytest $(ARGS)
