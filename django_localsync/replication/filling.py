@@ -72,7 +72,7 @@ class Filling:
         self._backfills, self._marks, self._progress = backfills, marks, progress
         self._rule_set, self._plan, self._aliases, self._served = rule_set, plan, aliases, served
         self._recent = RecentTransactions()
-        self._something_ended = self._was_swapped = False
+        self._something_ended = self._was_swapped = self._is_count_void = False
         self._with_incomplete: set[int] = set()
         self._forget_at = FORGET_AT
         self._layouts: dict[tuple[int, CatalogTable], tuple[ReplicatedTable, ReplicatedTable]] = {}
@@ -97,6 +97,7 @@ class Filling:
         for backfill in self._backfills.of_table(table):
             if backfill.stored.counts and backfill.stored.phase == "scanning":
                 self._backfills.restart(backfill)
+                self._is_count_void = True
 
     def deliver(self, delivered: Delivered) -> None:
         """A transaction was delivered whole."""
@@ -160,9 +161,11 @@ class Filling:
         return Shown(shows, swaps)
 
     def settle(self) -> None:
-        """After the commit. Raises Resume when another rule set is active."""
+        """After the commit. Raises Resume when another rule set is active, or a count must begin again."""
         if self._was_swapped:
             raise Resume("another rule set is active")
+        if self._is_count_void:
+            raise Resume("a table was emptied while its rows were counted")
 
     def _activate(self, backfill: Backfill) -> None:
         """Apply the table's changes from here on. The first chunk must show whatever was ignored until now."""
@@ -245,6 +248,8 @@ class Filling:
             return
         sources.end_backfill(self._storage, stored.id)
         self._backfills.end(stored.id)
+        if stored.counts:
+            self._tables.load()  # deletions come after what they delete from here on
         self._something_ended = True
 
     def _save(self, backfill: Backfill, stored: StoredBackfill, *, is_answered: bool = False) -> None:

@@ -100,7 +100,8 @@ class FollowedTables:
             names = {column.name for column in relation.columns}
             if not names.issuperset(stored.key_columns):
                 return None  # the layout of a moment before the stored one, of a table that is not followed yet
-            found = self.layouts.from_relation(stored, relation)
+            is_counted = any(backfill.stored.counts for backfill in self._backfills.of_table(stored.id))
+            found = replace(self.layouts.from_relation(stored, relation), is_counted=is_counted)
             self._layouts[oid] = found
         return found
 

@@ -209,7 +209,6 @@ class Stream:
         for content in marks:
             self._filling.pass_mark(content)
         self._publish()
-        self._filling.settle()
 
     def _write(self) -> None:
         """Write what is waiting into the open storage transaction, unseen."""
@@ -235,6 +234,7 @@ class Stream:
         self._lsn, self._end_lsn, self._idle_since = self._end_lsn, None, monotonic()
         self._write_checkpoints = set()
         self._confirm()  # only now: it is durable (I3)
+        self._filling.settle()
 
     def _begin_storage_transaction(self) -> None:
         if not self._writer.in_transaction:

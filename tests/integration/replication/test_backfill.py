@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from threading import Event, Lock
+from threading import Event, Lock, Thread
 
 import psycopg
 import pytest
 
 from django_localsync.replication import source_reader
 from django_localsync.replication.marks import ChunkRead, CountBegun, Mark, Marks
+from django_localsync.storage.connections import connect
 from tests.conftest import ROOT
 from tests.processes import project_environment, running
 from tests.replication import RunningReplicator, replicating
@@ -230,6 +231,53 @@ def test_a_table_without_a_key_is_a_multiset(reading):
             execute(f"DELETE FROM line WHERE a = {number}")
             replicator.catch_up()
             assert str(number) not in rows()
+
+
+def test_rows_of_a_table_without_a_key_go_while_they_are_counted(reading, monkeypatch):
+    """A deletion may come through before the row that it deletes was counted."""
+    monkeypatch.setattr(source_reader, "CHUNK_ROWS", 10)
+    execute("CREATE TABLE line (a int, b text); ALTER TABLE line REPLICA IDENTITY FULL")
+    execute("INSERT INTO line SELECT i % 30, 'x' FROM generate_series(1, 90) AS i")
+    for chunk in range(2, 6):
+        reading.then(
+            chunk,
+            lambda n=chunk: execute(
+                f"DELETE FROM line WHERE a IN ({n}, {30 - n})",
+                f"UPDATE line SET a = 100 WHERE a = {10 + n}",
+                f"INSERT INTO line VALUES ({n + 50}, 'x'), ({n}, 'x')",
+                f"DELETE FROM line WHERE ctid = (SELECT max(ctid) FROM line WHERE a = {5 + n})",
+            ),
+        )
+    with replicating(streams(all="SELECT a AS id FROM line")) as replicator:
+        check_multiset(replicator)
+
+
+def test_a_table_without_a_key_is_emptied_while_it_is_counted(reading, monkeypatch):
+    """TRUNCATE waits until the last row was read, and comes before or after the mark that tells so."""
+    monkeypatch.setattr(source_reader, "CHUNK_ROWS", 10)
+    execute("CREATE TABLE line (a int, b text); ALTER TABLE line REPLICA IDENTITY FULL")
+    execute("INSERT INTO line SELECT i % 30, 'x' FROM generate_series(1, 90) AS i")
+
+    def empty() -> None:
+        with connect("default") as session:
+            session.execute("TRUNCATE line")
+            session.execute("INSERT INTO line SELECT i % 3, 'x' FROM generate_series(1, 9) AS i")
+
+    truncating = Thread(target=empty)
+    reading.then(4, truncating.start)
+    with replicating(streams(all="SELECT a AS id FROM line")) as replicator:
+        truncating.join()
+        check_multiset(replicator)
+
+
+def check_multiset(replicator: RunningReplicator) -> None:
+    """Rows are those of the table, and go with their last copy."""
+    while found := {str(key) for (key,) in query("SELECT DISTINCT a FROM line")}:
+        replicator.catch_up()
+        assert set(rows()) == found
+        execute("DELETE FROM line WHERE ctid IN (SELECT max(ctid) FROM line GROUP BY a)")
+    replicator.catch_up()
+    assert rows() == {}
 
 
 def test_a_restart_resumes_where_the_reading_was(reading):
