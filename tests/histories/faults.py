@@ -161,9 +161,14 @@ def copies_not_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ChangeApplier, "_drop_copy", drop_all)
 
 
-FAULTS: list[Fault] = [
+QUICKLY_NOTICED: list[Fault] = [
     remove_dropped,
     grant_too_many,
+    large_value_never_read,
+    swapped_before_filled,
+    totals_forgotten,
+]
+RARELY_MET: list[Fault] = [
     truncate_ignored,
     confirmed_too_early,
     position_ignored,
@@ -172,8 +177,5 @@ FAULTS: list[Fault] = [
     guard_by_list_alone,
     no_barrier,
     rewrite_overlooked,
-    large_value_never_read,
-    swapped_before_filled,
-    totals_forgotten,
     copies_not_counted,
 ]

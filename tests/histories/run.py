@@ -11,14 +11,16 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from random import Random
+from random import Random, random
 from typing import Any, Self
 
 import psycopg
 
 from django_localsync.storage.connections import connect
+from tests.conftest import SOAK
 from tests.histories import rules, statements
 from tests.histories.client import Client
 from tests.replication import RunningReplicator
@@ -39,6 +41,7 @@ class Plan:
     cut_off: float
     new_rules: float
     hidden_commit: float
+    crash: float
     pause_s: float
     calm: float
 
@@ -52,6 +55,7 @@ class Plan:
             cut_off=choose.choice([0, 0.03, 0.1]),
             new_rules=choose.choice([0, 0.03, 0.1]),
             hidden_commit=choose.choice([0, 0.1, 0.3]),
+            crash=choose.choice([0, 0, 0.01]) if SOAK else 0,
             pause_s=choose.choice([0, 0.01, 0.03]),
             calm=choose.choice([0, 0.05, 0.1]),
         )
@@ -62,6 +66,30 @@ IS_BEING_READ = """
         OR EXISTS (SELECT FROM localsync_rule_set WHERE state = 'processing')
         OR EXISTS (SELECT FROM localsync_backfill)
 """
+
+
+class Crashes:
+    """Breaks calls at random, before or after they have had their effect."""
+
+    probability = 0.0
+
+    def breaking(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """This call, which now and then fails as a connection does."""
+
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            self._perhaps("before")
+            result = call(*args, **kwargs)
+            self._perhaps("after")
+            return result
+
+        return broken
+
+    def _perhaps(self, when: str) -> None:
+        if random() < self.probability:
+            raise psycopg.OperationalError(f"cut off {when}")
+
+
+CRASHES = Crashes()
 
 
 class HiddenCommit:
@@ -188,6 +216,7 @@ class History:
         self.streams = rules.random_streams(self.choose)
         self.clients = [Client() for _ in range(CLIENTS)]
         self.running: RunningReplicator | None = None
+        self.ghosts: list[tuple[str, str, str]] = []
 
     def run(self) -> None:
         """Play it, and compare. Raises AssertionError with what went wrong."""
@@ -196,13 +225,16 @@ class History:
                 self.choose.choice(self.sources).step(self.choose, self.plan)
             if self.choose.random() < 0.5:
                 self.wait_until_read()
+            CRASHES.probability = self.plan.crash
             for _ in range(self.plan.steps):
                 self.step()
+            CRASHES.probability = 0
             for source in self.sources:
                 source.settle()
             self.follow()
             self.compare()
         finally:
+            CRASHES.probability = 0
             for source in self.sources:
                 source.release()
                 source.session.rollback()
@@ -275,15 +307,14 @@ class History:
         """Wait until a client holds what the rules say, then see that all others do, and that nothing is left over."""
         tables = [rules.read_tables(source.session) for source in self.sources]
         expected = rules.expected_contents(self.streams, tables)
+        lookups = rules.expected_lookups(self.streams, tables)
         deadline = time.monotonic() + DEADLINE_S
-        while (difference := self.difference(expected)) and time.monotonic() < deadline:
+        while (difference := self.difference(expected, lookups)) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not difference, f"{self.streams}: {difference} {self.ghosts}\n{self.state()}"
         for client in self.clients:
             self.look(client)
             assert client.contents() == expected, "a client that stood elsewhere holds something else"
-        found = set(self.clients[0].lookups)
-        assert found == rules.expected_lookups(self.streams, tables), f"the parameter index says {found}"
 
     def state(self) -> str:
         """What storage says of itself, for a failure's message."""
@@ -294,8 +325,8 @@ class History:
         statements = [f"{source.alias}: {statement}" for source in self.sources for statement in source.log]
         return "\n".join([*(f"{table}: {row[0]}" for table, rows in found.items() for row in rows), *statements])
 
-    def difference(self, expected: rules.Contents) -> str:
-        """How the first client's contents differ; empty where they do not."""
+    def difference(self, expected: rules.Contents, lookups: set[tuple[str, str]]) -> str:
+        """How the first client's contents, or the parameter index, differ; empty where they do not."""
         self.follow()
         self.look(self.clients[0])
         found = self.clients[0].contents()
@@ -307,6 +338,8 @@ class History:
                 ids = {row_id for _, row_id, _ in too_many}
                 self.ghosts = [key for key in subkeys if key[1] in ids]
                 return f"{bucket} has {_short(too_many)} instead of {_short(missing)}"
+        if set(self.clients[0].lookups) != lookups:
+            return f"the parameter index says {self.clients[0].lookups} instead of {lookups}"
         return ""
 
 

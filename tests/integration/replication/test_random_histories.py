@@ -1,6 +1,6 @@
 """Random histories (tests/histories): whatever happens, clients end with what the rules say, and see no half of it.
 
-Each is a seed. Of FAULTS (tests/histories/faults.py), deliberate mistakes, this very property must notice every one.
+Each is a seed. Deliberate mistakes (tests/histories/faults.py) must each be noticed by this very property.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from django_localsync.replication import follower, replicator, source_reader, stream
+from django_localsync.replication.changes import ChangeApplier
+from django_localsync.replication.filling import Filling
+from django_localsync.replication.marks import Marks
+from django_localsync.replication.stream import Stream
+from django_localsync.storage.writer import StorageWriter
 from tests.conftest import SOAK
-from tests.histories.faults import FAULTS
-from tests.histories.run import Stage
+from tests.histories.faults import QUICKLY_NOTICED, RARELY_MET, Fault
+from tests.histories.run import CRASHES, Stage
 from tests.servers import database_alias, own_server
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-HISTORIES = int(os.environ.get("LOCALSYNC_HISTORIES", 2000 if SOAK else 8))
+HISTORIES = int(os.environ.get("LOCALSYNC_HISTORIES", 2000 if SOAK else 5))
 SEED = int(os.environ.get("LOCALSYNC_SEED", random.SystemRandom().randrange(2**32)))
 
 
@@ -46,6 +51,18 @@ def stage(origin: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
         (source_reader, "CHUNK_ROWS", 10),
     ):
         monkeypatch.setattr(owner, name, value)
+    for owner, name in (
+        (StorageWriter, "write"),
+        (StorageWriter, "publish"),
+        (StorageWriter, "bucket_ids"),
+        (Stream, "_confirm"),
+        (Stream, "_receive"),
+        (ChangeApplier, "apply"),
+        (ChangeApplier, "apply_chunk"),
+        (Filling, "pass_mark"),
+        (Marks, "set"),
+    ):
+        monkeypatch.setattr(owner, name, CRASHES.breaking(getattr(owner, name)))
     stage = Stage([origin], "default")
     yield stage
     stage.close()
@@ -56,11 +73,22 @@ def test_clients_end_with_what_the_rules_say(stage):
     play(stage, range(SEED, SEED + HISTORIES))
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", QUICKLY_NOTICED)
 def test_a_deliberate_fault_is_found(fault, stage, monkeypatch):
+    find(fault, stage, monkeypatch)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("fault", RARELY_MET)
+def test_a_deliberate_fault_that_takes_more_histories_is_found(fault, stage, monkeypatch):
+    find(fault, stage, monkeypatch)
+
+
+def find(fault: Fault, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Play histories with this fault until it is noticed."""
     with monkeypatch.context() as patch:
         fault(patch)
-        patch.setattr("tests.histories.run.DEADLINE_S", 3.0)
+        patch.setattr("tests.histories.run.DEADLINE_S", 6.0)
         with pytest.raises(AssertionError):
             play(stage, range(60))
 
