@@ -143,7 +143,7 @@ def replicator_process(database_url: str, *, environment: Mapping[str, str] | No
 def replicator(database_url: str, *, environment: Mapping[str, str] | None = None) -> Iterator[Process]:
     """`manage.py run_replicator`, which has copied what exists and follows the stream."""
     with replicator_process(database_url, environment=environment) as process:
-        process.wait_for_log("following slot")
+        process.wait_for_log("the rules are active")
         yield process
 
 

@@ -245,6 +245,8 @@ class _Session:
             when_committed=self._reader.note_commit,
         )
         self._reader.start()
+        if rule_sets.load_rule_set(self._storage, "processing") is None:
+            logger.info("%s: the rules are active", self._alias)
         try:
             stream.run(self._check, self._lead.wake_fd)
         except IdentityChanged as change:

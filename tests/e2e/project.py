@@ -168,7 +168,7 @@ class RunningProject(Database):
 
     def wait_for_replicator(self) -> None:
         """Wait until the newest replicator follows the stream."""
-        self.replicator.wait_for_log("following slot")
+        self.replicator.wait_for_log("the rules are active")
 
     def start_server(self) -> None:
         """Start a server at the same address as before."""
