@@ -112,7 +112,7 @@ def test_every_checkpoint_is_whole_transactions_however_often_the_replicator_is_
     with ExitStack() as cleanup, syncing_device(bank, devices) as device:
         killer = Killer(bank, random.Random(SEED), cleanup)
         killer.start()
-        killer.process.wait_for_log("following slot")
+        killer.process.wait_for_log("the rules are active")
         device.wait_for_first_sync(SYNC_TIMEOUT_S)
         with load(bank, pgbench, SEED):
             killer.kill_at_random(DURATION_S)
@@ -139,7 +139,7 @@ def test_the_check_notices_half_a_transaction(fresh_database: str, devices: Devi
         running("broken replicator", *broken, environment=environment) as process,
         syncing_device(bank, devices) as device,
     ):
-        process.wait_for_log("following slot")
+        process.wait_for_log("the rules are active")
         device.wait_for_first_sync(SYNC_TIMEOUT_S)
         with load(bank, None, SEED, FEW_ACCOUNTS):
             wait_for_transactions(bank, 50, SYNC_TIMEOUT_S)
