@@ -25,6 +25,7 @@ OPERATIONS = """
     SELECT bucket_id, op_id, kind, checksum, row_type, row_id, subkey, data FROM localsync_bucket_operation
      WHERE bucket_id = ANY(%s) AND op_id > %s AND op_id <= %s ORDER BY op_id
 """
+DEFINITIONS = "SELECT name FROM localsync_definition WHERE state = 'served' AND kind = 'bucket'"
 POSITIONS = "SELECT alias, lsn FROM localsync_source"
 LOOKUPS = """
     SELECT key, outputs FROM localsync_parameter_lookup AS entry
@@ -58,6 +59,7 @@ class Client:
     def __init__(self) -> None:
         self.op_id = 0
         self.buckets: dict[int, Bucket] = {}
+        self.definitions: set[str] = set()
         self.positions: Mapping[str, int] = {}
         self.lookups: list[tuple[str, str]] = []
 
@@ -71,6 +73,7 @@ class Client:
             assert row[0] >= self.op_id, "checkpoints go back"
             served = storage.execute(BUCKETS).fetchall()
             self._download(storage, served, row[0])
+            self.definitions = {row[0] for row in storage.execute(DEFINITIONS)}
             self.positions = dict(storage.execute(POSITIONS).fetchall())
             self.lookups = storage.execute(LOOKUPS).fetchall()
         for bucket, name, *totals in served:
@@ -99,7 +102,7 @@ class Client:
                 )
         return found
 
-    def accounts(self) -> list[dict[str, Any]]:
-        """The rows of the bucket `accounts`."""
-        buckets = [bucket for bucket in self.buckets.values() if bucket.name == "accounts|0[]"]
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a bucket."""
+        buckets = [bucket for bucket in self.buckets.values() if bucket.name == name]
         return [orjson.loads(data) for bucket in buckets for data in bucket.rows.values()]

@@ -76,6 +76,14 @@ def _events(tables: Tables) -> Placed:
             yield from (("[]", "event", _pick(row, "id", "day")) for row in table.rows)
 
 
+def _zones(tables: Tables) -> Placed:
+    return (("[]", "zone", row) for row in tables["zone"].rows)
+
+
+def _zone_ids(tables: Tables) -> Placed:
+    return (("[]", "zone", _pick(row, "id")) for row in tables["zone"].rows)
+
+
 def _accounts(tables: Tables) -> Placed:
     return (("[]", "account", row) for row in tables["account"].rows)
 
@@ -90,6 +98,8 @@ STREAMS: Mapping[str, tuple[str, Callable[[Tables], Placed]]] = {
     "lines": ("SELECT a || '-' || b AS id, a, b FROM line", _lines),
     "logs": ("SELECT * FROM log", _logs),
     "events": ('SELECT id, day FROM "event_%" AS event', _events),
+    "zones": ("SELECT * FROM zone", _zones),
+    "zone_ids": ("SELECT id FROM zone", _zone_ids),
     "accounts": ("SELECT * FROM account", _accounts),
 }
 

@@ -294,7 +294,10 @@ class History:
     def look(self, client: Client) -> None:
         """A client syncs."""
         client.sync(self.storage)
-        accounts = {row["id"]: row["amount"] for row in client.accounts()}
+        for name in {"zones|0", "zone_ids|0"} & client.definitions:
+            found = len(client.rows(f"{name}[]"))
+            assert found == statements.ZONES * len(self.sources), f"{name} is served with {found} rows"
+        accounts = {row["id"]: row["amount"] for row in client.rows("accounts|0[]")}
         if len(self.sources) > 1 or not accounts:
             return
         counted = accounts.pop(0, 0)

@@ -9,6 +9,7 @@ import psycopg
 
 USERS = ("ann", "bob", "cat")
 BULK_ID = 1000
+ZONES = 40  # rows of a table that never changes: whoever sees any sees all
 
 NOTE = """
     CREATE TABLE note (id int NOT NULL PRIMARY KEY, owner text, list_id int, title text, body text);
@@ -25,8 +26,10 @@ SCHEMA = f"""
     CREATE TABLE event_1 PARTITION OF event FOR VALUES FROM (10) TO (20);
     CREATE TABLE account (id int PRIMARY KEY, amount int);
     INSERT INTO account SELECT i, 0 FROM generate_series(0, 4) AS i;
+    INSERT INTO note SELECT i, 'bob', i % 3, repeat('f', 900), '' FROM generate_series(20, 60) AS i;
     INSERT INTO note SELECT i, 'ann', i % 3, 'first', repeat(md5(i::text), 100) FROM generate_series(1, 12) AS i;
-    INSERT INTO note SELECT i, 'bob', i % 3, repeat('f', 300), '' FROM generate_series(20, 60) AS i;
+    CREATE TABLE zone (id int PRIMARY KEY, title text);
+    INSERT INTO zone SELECT i, repeat('z', 900) FROM generate_series(1, {ZONES}) AS i;
     INSERT INTO line SELECT i % 3, 'ann' FROM generate_series(1, 6) AS i;
     INSERT INTO member SELECT i, 'ann' FROM generate_series(0, 1) AS i;
 """

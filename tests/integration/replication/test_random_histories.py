@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 
@@ -63,6 +65,13 @@ def stage(origin: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
         (Marks, "set"),
     ):
         monkeypatch.setattr(owner, name, CRASHES.breaking(getattr(owner, name)))
+    set_mark = Marks.set
+
+    def slowly(marks: Marks, connection: Any, mark: Any) -> None:
+        time.sleep(random.uniform(0, 0.015))  # so that more happens while a table is read
+        set_mark(marks, connection, mark)
+
+    monkeypatch.setattr(Marks, "set", slowly)
     stage = Stage([origin], "default")
     yield stage
     stage.close()
