@@ -10,7 +10,7 @@ SHELL := /bin/sh
 
 VENV ?= .venv
 DJANGO ?= dev
-WORKERS ?= 0
+WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 ifneq ($(shell test -w "$$HOME" && echo yes),yes)
 # pip and npm keep caches in HOME, which a service or a container may not have.

@@ -7,7 +7,6 @@ https://www.postgresql.org/docs/current/protocol-replication.html
 from __future__ import annotations
 
 import re
-import select
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from ..pgoutput.frames import encode_status_update
 from ..pgoutput.lsn import Lsn
 from ..storage.connections import Connection, connect, connect_for_rows
 from .diagnosis import POOLER
+from .wakeups import wait_readable
 
 MAX_MESSAGES_PER_READ = 10_000  # about 5 MB of small rows: what one read may add to memory
 CHECK_INTERVAL_S, CANCEL_TIMEOUT_S = 1.0, 5.0
@@ -141,15 +141,14 @@ class ReplicationConnection:
         payloads = self._drain()
         if payloads:
             return payloads
-        readable, _, _ = select.select([self._pgconn.socket, wake_fd], [], [], timeout_s)
-        if self._pgconn.socket not in readable:
+        if self._pgconn.socket not in wait_readable(self._pgconn.socket, wake_fd, timeout_s=timeout_s):
             return []
         self._pgconn.consume_input()
         return self._drain()
 
     def has_buffered(self) -> bool:
         """Whether more has arrived on the socket already."""
-        return bool(select.select([self._pgconn.socket], [], [], 0)[0])
+        return bool(wait_readable(self._pgconn.socket, timeout_s=0))
 
     def confirm(self, flushed: Lsn) -> None:
         """Tell Postgres that everything before `flushed` is durable here, so it may forget it (I3)."""
@@ -182,8 +181,7 @@ class ReplicationConnection:
         """The result of the query that was sent."""
         others = [] if wake_fd is None else [wake_fd]
         while self._pgconn.is_busy():
-            readable, _, _ = select.select([self._pgconn.socket, *others], [], [], CHECK_INTERVAL_S)
-            if self._pgconn.socket in readable:
+            if self._pgconn.socket in wait_readable(self._pgconn.socket, *others, timeout_s=CHECK_INTERVAL_S):
                 self._pgconn.consume_input()
             else:
                 check()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import select
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from .source_reader import SourceReader
 from .stream import Stream
 from .tables import read_tables
 from .waiting import Waiting
+from .wakeups import wait_readable
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class SourceFollower:
         return begun
 
     def _wait(self, seconds: float) -> None:
-        select.select([self._lead.wake_fd], [], [], seconds)
+        wait_readable(self._lead.wake_fd, timeout_s=seconds)
         self._lead.check()
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import select
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from threading import Thread
@@ -22,6 +20,7 @@ from .diagnosis import Verdict, diagnose
 from .follower import FIRST_RETRY_S, LONGEST_RETRY_S, Leadership, SourceFollower, Stopped, prepare_rules
 from .forgetting import forget_other_sources
 from .progress import Progress
+from .wakeups import Wakeup
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class Replicator:
         self._rules = canonical_json(rules)
         self._progress = progress
         self._stopping = False
-        self._stop_signal = _Signal()
+        self._stop_signal = Wakeup()
         self._followed: set[str] = set()
 
     def stop(self) -> None:
@@ -48,7 +47,14 @@ class Replicator:
         self._stop_signal.set()
 
     def run(self) -> None:
-        """Replicate until stopped; reconnects by itself. Raises ConfigurationError where only a person can help."""
+        """Replicate until stopped; reconnects by itself. Raises ConfigurationError where only a person can help.
+
+        May be called once.
+        """
+        with closing(self._stop_signal):
+            self._run()
+
+    def _run(self) -> None:
         pause, has_led = FIRST_RETRY_S, False
         while not self._stopping:
             try:
@@ -94,7 +100,7 @@ class Replicator:
     @contextmanager
     def _followers(self, number: int, announcer: Announcer) -> Iterator[list[_FollowerThread]]:
         """A running follower of each source; all are ended afterwards."""
-        again = _Signal()
+        again = Wakeup()
 
         def check() -> None:
             if self._stopping or again.is_set:
@@ -108,7 +114,7 @@ class Replicator:
             announcer,
             start_again=again.set,
             check=check,
-            wake_fd=again.wake_fd,
+            wake_fd=again.fd,
             followed=self._followed,
         )
         threads = [
@@ -138,7 +144,7 @@ class Replicator:
 
 
 class _FollowerThread(Thread):
-    def __init__(self, follower: SourceFollower, ended: _Signal, alias: str) -> None:
+    def __init__(self, follower: SourceFollower, ended: Wakeup, alias: str) -> None:
         super().__init__(name=f"localsync follower of {alias}", daemon=True)
         self._follower, self.ended = follower, ended
         self.error: Exception | None = None
@@ -152,24 +158,3 @@ class _FollowerThread(Thread):
             self.error = error
         finally:
             self.ended.set()
-
-
-class _Signal:
-    """A flag that can be waited for with `select`, also from a signal handler's point of view."""
-
-    def __init__(self) -> None:
-        self.wake_fd, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        self.is_set = False
-
-    def set(self) -> None:
-        if not self.is_set:
-            self.is_set = True
-            os.write(self._writer, b"x")
-
-    def wait(self, seconds: float, *others: _Signal) -> None:
-        select.select([self.wake_fd, *(other.wake_fd for other in others)], [], [], seconds)
-
-    def close(self) -> None:
-        os.close(self.wake_fd)
-        os.close(self._writer)

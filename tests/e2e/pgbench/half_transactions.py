@@ -19,7 +19,7 @@ class HalfTransactions(stream.Stream):
 
     def _handle(self, message: Any) -> None:
         super()._handle(message)
-        table = self._tables.get(message.relation) if isinstance(message, Update) else None
+        table = self._tables.layout(message.relation) if isinstance(message, Update) else None
         if table is not None and table.name.name == "pgbench_tellers":
             self._end_lsn = self._lsn
             self._publish()
@@ -27,7 +27,7 @@ class HalfTransactions(stream.Stream):
 
 
 if __name__ == "__main__":
-    from django_localsync.replication import replicator
+    from django_localsync.replication import follower
 
-    replicator.Stream = HalfTransactions
+    follower.Stream = HalfTransactions
     execute_from_command_line(["manage.py", "run_replicator"])

@@ -122,7 +122,8 @@ def differences(case: Case, plan: Plan) -> list[str]:
 @pytest.fixture
 def connection(db: None) -> Any:
     """A connection inside a transaction that is rolled back."""
-    django_connection.ensure_connection()
+    with django_connection.cursor() as cursor:
+        cursor.execute("SELECT 1")  # psycopg begins the transaction; what libpq is given directly does not
     return django_connection.connection
 
 

@@ -20,6 +20,8 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("rules", EXAMPLES)
 def test_the_rules_of_the_documentation_compile(rules: str) -> None:
+    if rules.startswith("event_definitions"):
+        rules = f"streams: {{s: {{query: SELECT * FROM notes WHERE user_id = auth.user_id()}}}}\n{rules}"
     if not rules.startswith(("config", "bucket_definitions")):
         rules = "config: {edition: 3}\n" + rules
     assert compile_rules(rules).warnings == ()
