@@ -20,7 +20,7 @@ endif
 bin := $(VENV)/bin
 environment := $(VENV)/installed-$(DJANGO)
 
-.PHONY: help setup demo test soak bench-replication check docs node requirements clean bench-uploads
+.PHONY: help setup demo test soak bench-replication check docs node requirements clean bench-uploads bench-serving
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -39,6 +39,9 @@ soak: $(environment) node ## Run every test with large budgets (an hour, not min
 
 bench-replication: $(environment) ## Measure the replicator (ARGS=--full: the sizes of the speed goals)
 	@$(bin)/python -m benchmarks.replication $(ARGS)
+
+bench-serving: $(environment) ## Measure streams beside the same bytes with no work behind them
+	@$(bin)/python -m benchmarks.serving $(ARGS)
 
 bench-uploads: $(environment) ## Measure uploads beside the same serializer in a loop
 	@$(bin)/python -m benchmarks.uploads $(ARGS)

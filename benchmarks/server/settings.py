@@ -40,5 +40,5 @@ LOCALSYNC = {
     "STORAGE": "storage" if "storage" in DATABASES else "default",
     "AUDIENCE": ("bench",),
     "KEYS": ({"kty": "oct", "kid": "bench", "alg": "HS256", "k": os.environ["BENCH_SECRET"]},),
-    "MAX_BUCKETS": 2000,
+    "MAX_BUCKETS": 20_000,
 }
