@@ -290,7 +290,7 @@ class Stream:
         if page is not None:
             return page
         assert reading is not None
-        return await asyncio.shield(reading) or PageRefused()
+        return await reading or PageRefused()
 
     async def _read_checkpoint(self) -> ServedCheckpoint:
         notifications = self._server.notifications

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from math import ceil, inf
+from typing import NamedTuple
 
 from ..buckets.announcement import BucketTotals
 from ..buckets.operation import OpId
@@ -36,11 +38,11 @@ from .lines import (
 )
 
 UNINTERRUPTED_OPERATIONS = 1000  # so that a client makes progress however often checkpoints come
+SHARED_LINES = 1024  # most lines that are kept because other clients are about to get them
 EXPIRY_WARNING_S = 20.0  # clients fetch new credentials when told of 30 s or less
 
 
-@dataclass(frozen=True, slots=True)
-class ServedBucket:
+class ServedBucket(NamedTuple):
     """A bucket as a client may have it: its id in storage (None while it is empty there), totals, and why.
 
     `generation` counts how often storage rewrote it, each time with a new name.
@@ -270,12 +272,12 @@ class StreamSession:
             name = self._names.get(bucket_id)
             if name is not None and self._buckets[name].totals != new:
                 old = self._buckets[name]
-                self._buckets[name] = replace(old, totals=new)
+                self._buckets[name] = ServedBucket(old.id, new, old.priority, old.reasons, old.generation)
                 changed.append(name)
         if not changed:
             return self._resume()
         self._op_id = op_id
-        return [self._diff_line(changed, ()), *self._send_operations([*changed, *self._queue])]
+        return [self._totals_line(changed), *self._send_operations([*changed, *self._queue])]
 
     def _adopt(self, checkpoint: ServedCheckpoint) -> None:
         self._op_id = checkpoint.op_id
@@ -326,7 +328,7 @@ class StreamSession:
 
     def _complete(self) -> list[Action]:
         self._phase = Phase.IDLE
-        return [SendLine(encode_checkpoint_complete(CheckpointComplete(self._op_id), self._format)), Wait()]
+        return [_complete_line(self._op_id, self._format), Wait()]
 
     def _resume(self) -> list[Action]:
         """Go on with the announced checkpoint: what was read or announced changes nothing."""
@@ -361,7 +363,32 @@ class StreamSession:
         line = CheckpointDiff(self._op_id, updated, tuple(removed), self._write_checkpoint)
         return SendLine(encode_checkpoint_diff(line, self._format))
 
+    def _totals_line(self, changed: list[str]) -> SendLine:
+        """The diff of new totals; that of one bucket is mostly the same for many clients."""
+        if len(changed) > 1:
+            return self._diff_line(changed, ())
+        return _one_diff_line(self._op_id, changed[0], self._buckets[changed[0]], self._write_checkpoint, self._format)
+
     def _checksum(self, name: str) -> BucketChecksum:
-        bucket = self._buckets[name]
-        totals = bucket.totals
-        return BucketChecksum(name, totals.checksum, totals.operations, bucket.priority, bucket.reasons)
+        return _bucket_checksum(name, self._buckets[name])
+
+
+def _bucket_checksum(name: str, bucket: ServedBucket) -> BucketChecksum:
+    totals = bucket.totals
+    return BucketChecksum(name, totals.checksum, totals.operations, bucket.priority, bucket.reasons)
+
+
+# Lines that a thousand clients of a bucket get one after the other: encoding them would cost more than sending them.
+
+
+@lru_cache(maxsize=SHARED_LINES)
+def _complete_line(op_id: OpId, format: LineFormat) -> SendLine:
+    return SendLine(encode_checkpoint_complete(CheckpointComplete(op_id), format))
+
+
+@lru_cache(maxsize=SHARED_LINES)
+def _one_diff_line(
+    op_id: OpId, name: str, bucket: ServedBucket, write_checkpoint: int | None, format: LineFormat
+) -> SendLine:
+    line = CheckpointDiff(op_id, (_bucket_checksum(name, bucket),), (), write_checkpoint)
+    return SendLine(encode_checkpoint_diff(line, format))

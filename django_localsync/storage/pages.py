@@ -50,7 +50,8 @@ class Pages:
         self._reader = reader
         self._max_kept_bytes, self._kept_bytes = max_kept_bytes, 0
         self._kept: OrderedDict[PageKey, PageRead] = OrderedDict()
-        self._reading: dict[PageKey, asyncio.Task[PageRead | None]] = {}
+        self._waiting: dict[PageKey, list[asyncio.Future[PageRead | None]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def find(self, key: PageKey) -> PageRead | None:
         """The page, if it is kept."""
@@ -59,27 +60,47 @@ class Pages:
             self._kept.move_to_end(key)
         return page
 
-    def read(self, key: PageKey) -> asyncio.Task[PageRead | None]:
-        """The one task that reads this page; None where it is refused. Shield it: others may wait for it too."""
-        task = self._reading.get(key)
-        if task is None:
-            task = self._reading[key] = asyncio.create_task(self._read(key))
-        return task
+    def read(self, key: PageKey) -> asyncio.Future[PageRead | None]:
+        """The page, or None where it is refused, for one caller, who may cancel it: the read goes on for others.
+
+        A future for each caller costs a quarter of a shielded task.
+        """
+        waiter: asyncio.Future[PageRead | None] = asyncio.get_running_loop().create_future()
+        if key in self._waiting:
+            self._waiting[key].append(waiter)
+        else:
+            self._waiting[key] = [waiter]
+            task = asyncio.create_task(self._read_for_all(key))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return waiter
+
+    async def _read_for_all(self, key: PageKey) -> None:
+        try:
+            page = await self._read(key)
+        except BaseException as error:
+            for waiter in self._take_waiting(key):
+                waiter.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for waiter in self._take_waiting(key):
+                waiter.set_result(page)
+
+    def _take_waiting(self, key: PageKey) -> list[asyncio.Future[PageRead | None]]:
+        return [waiter for waiter in self._waiting.pop(key) if not waiter.done()]
 
     async def _read(self, key: PageKey) -> PageRead | None:
-        try:
-            operations = await self._reader.read_page(key.bucket_id, key.generation, key.after, key.through)
-            if operations is None:
-                return None
-            next_after = OpId(operations[-1][0]) if operations else key.through
-            has_more = next_after < key.through
-            format, raw_data, coding = key.form
-            line = encode_bucket_data(key.bucket, key.after, operations, has_more, raw_data=raw_data, format=format)
-            page = PageRead(line, len(operations), next_after, has_more, await _pack(line, coding))
-            self._keep(key, page)
-            return page
-        finally:
-            del self._reading[key]
+        operations = await self._reader.read_page(key.bucket_id, key.generation, key.after, key.through)
+        if operations is None:
+            return None
+        next_after = OpId(operations[-1][0]) if operations else key.through
+        has_more = next_after < key.through
+        format, raw_data, coding = key.form
+        line = encode_bucket_data(key.bucket, key.after, operations, has_more, raw_data=raw_data, format=format)
+        page = PageRead(line, len(operations), next_after, has_more, await _pack(line, coding))
+        self._keep(key, page)
+        return page
 
     def _keep(self, key: PageKey, page: PageRead) -> None:
         """Keep a page, and forget those that were not asked for the longest."""
