@@ -240,11 +240,12 @@ def _bucket(bucket: BucketChecksum) -> dict[str, Any]:
 
 
 _KIND_NAMES = {kind.value: kind.name for kind in OpKind}
+_WITH_ROW = {OpKind.PUT.value, OpKind.REMOVE.value}
 
 
 def _operation(operation: StoredOperation, as_text: bool) -> dict[str, Any]:
     op_id, kind, checksum, row_type, row_id, subkey, data = operation
-    if kind > OpKind.REMOVE:
+    if kind not in _WITH_ROW:
         return {"op_id": str(op_id), "op": _KIND_NAMES[kind], "checksum": checksum}
     return {
         "op_id": str(op_id),

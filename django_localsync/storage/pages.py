@@ -58,6 +58,8 @@ class Pages:
         page = self._kept.get(key)
         if page is not None:
             self._kept.move_to_end(key)
+            if page.has_more:
+                self._read_ahead(key, page.next_after)
         return page
 
     def read(self, key: PageKey) -> asyncio.Future[PageRead | None]:
@@ -66,14 +68,22 @@ class Pages:
         A future for each caller costs a quarter of a shielded task.
         """
         waiter: asyncio.Future[PageRead | None] = asyncio.get_running_loop().create_future()
-        if key in self._waiting:
-            self._waiting[key].append(waiter)
-        else:
-            self._waiting[key] = [waiter]
+        self._begin(key)
+        self._waiting[key].append(waiter)
+        return waiter
+
+    def _read_ahead(self, key: PageKey, after: OpId) -> None:
+        """Let Postgres work on the page that follows one that was asked for, while that is encoded and sent."""
+        following = key._replace(after=after)
+        if following not in self._kept:
+            self._begin(following)
+
+    def _begin(self, key: PageKey) -> None:
+        if key not in self._waiting:
+            self._waiting[key] = []
             task = asyncio.create_task(self._read_for_all(key))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return waiter
 
     async def _read_for_all(self, key: PageKey) -> None:
         try:
@@ -96,6 +106,9 @@ class Pages:
             return None
         next_after = OpId(operations[-1][0]) if operations else key.through
         has_more = next_after < key.through
+        if has_more and self._waiting[key]:  # else it was read ahead itself
+            self._read_ahead(key, next_after)
+            await asyncio.sleep(0)  # its query is sent
         format, raw_data, coding = key.form
         line = encode_bucket_data(key.bucket, key.after, operations, has_more, raw_data=raw_data, format=format)
         page = PageRead(line, len(operations), next_after, has_more, await _pack(line, coding))

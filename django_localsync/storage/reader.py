@@ -247,6 +247,9 @@ class StorageReader:
             raise _not_served("the active rules mean something else to this version; run one version") from None
         return ServedRules(rule_set, plan, buckets, lookups, {id_: name for _, _, id_, name in definitions or ()})
 
+    # Where Postgres has no statistics of a bucket yet, it expects a few rows, and would read and sort the whole bucket
+    # for each of its pages. Several statements in one text are a transaction, so this holds for the page alone.
+    IN_ORDER = "SET LOCAL enable_bitmapscan = off"
     # Primary keys. The length of a value is known without reading it (TOAST). One statement is one snapshot, so the
     # page is as it was before a compaction, or that compaction shows in its bucket (I4).
     PAGE = """
@@ -271,9 +274,11 @@ class StorageReader:
         `through` is where the bucket ends at the checkpoint that is served. None means that this checkpoint cannot
         be read any more: the bucket was compacted beyond it, rewritten or deleted.
         """
-        values = [bucket_id, after, through, PAGE_OPERATIONS, PAGE_BYTES, bucket_id, generation, through]
         async with self._turns, self._pool.connection() as connection:
-            rows = await (await connection.execute(self.PAGE, values)).fetchall()
+            batch = _Batch(connection)
+            batch.add(self.IN_ORDER)
+            batch.add(self.PAGE, bucket_id, after, through, PAGE_OPERATIONS, PAGE_BYTES, bucket_id, generation, through)
+            _, rows = await batch.run()
         if not rows:
             return None
         return cast("list[StoredOperation]", rows if rows[0][0] is not None else [])

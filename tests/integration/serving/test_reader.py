@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from django_localsync.storage.reader import Client, StorageReader
+from django_localsync.buckets.operation import OpId
+from django_localsync.storage.reader import PAGE_OPERATIONS, Client, StorageReader
 from django_localsync.sync_rules.plan import RequestParameters
 from tests.integration.serving.conftest import Storage
 from tests.integration.serving.plans import ListedPlan
@@ -17,6 +18,12 @@ from tests.integration.serving.plans import ListedPlan
 OPEN_TRANSACTIONS = """
     SELECT count(*) FROM pg_stat_activity
      WHERE datname = current_database() AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%'
+"""
+
+# So many that a handful of rows is thought worth a bitmap.
+OTHER_BUCKET = """
+    INSERT INTO localsync_bucket_operation (bucket_id, op_id, kind, row_type, row_id, subkey, data, checksum)
+    SELECT 1, number, 1, 'all', number, '', '{}', 0 FROM generate_series(1, 200000) AS number
 """
 
 
@@ -81,3 +88,31 @@ async def test_a_reading_is_of_one_snapshot(storage: Storage, reader: StorageRea
         await publishing
 
     assert len(seen) > 5
+
+
+async def test_a_page_reads_no_more_than_itself_although_postgres_knows_nothing_of_the_bucket(storage: Storage):
+    """Without statistics Postgres would collect and sort the whole bucket for each page."""
+    storage.publish(*(("all", (), f"r{number}", {}) for number in range(5 * PAGE_OPERATIONS)))
+    storage.connection.execute(OTHER_BUCKET)
+    reader = StorageReader("default", plan_for=ListedPlan, pool_size=1, max_buckets=100)  # type: ignore[arg-type]
+    await reader.open()
+    checkpoint = (await reader.read_checkpoint(client())).checkpoint
+    (bucket,) = [bucket for bucket in checkpoint.buckets.values() if bucket.totals.operations == 5 * PAGE_OPERATIONS]
+    assert bucket.id is not None
+    before = _index_entries_read(storage)
+    page = await reader.read_page(bucket.id, bucket.generation, OpId(0), OpId(bucket.totals.last_op_id))
+    await reader.close()  # a session that ends tells what it read
+
+    assert page is not None
+    assert len(page) == PAGE_OPERATIONS
+    async with asyncio.timeout(10):
+        while not (read := _index_entries_read(storage) - before):
+            await asyncio.sleep(0.02)
+    assert read <= 2 * PAGE_OPERATIONS
+
+
+def _index_entries_read(storage: Storage) -> int:
+    query = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'localsync_bucket_operation_pkey'"
+    storage.connection.execute("SELECT pg_stat_clear_snapshot()")
+    ((read,),) = storage.connection.execute(query).fetchall()
+    return int(read)
