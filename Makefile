@@ -34,8 +34,13 @@ demo: $(environment) ## Run the example project: database, replicator and server
 test: $(environment) node ## Run every test against a real Postgres (ARGS="tests/unit -k checksum": some)
 	@$(bin)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-soak: $(environment) node ## Run every test with large budgets (an hour, not minutes)
+soak: $(environment) node ## Run every test with large budgets, replication on every Postgres there is (hours)
 	@LOCALSYNC_SOAK=1 $(bin)/python -m pytest $(ARGS)
+	@for major in 16 15; do \
+		test $$major = 16 -o -x /usr/lib/postgresql/$$major/bin/postgres || continue; \
+		echo "Postgres $$major"; \
+		LOCALSYNC_SOAK=1 LOCALSYNC_TEST_POSTGRES=$$major $(bin)/python -m pytest tests/integration/replication || exit 1; \
+	done
 
 bench-replication: $(environment) ## Measure the replicator (ARGS=--full: the sizes of the speed goals)
 	@$(bin)/python -m benchmarks.replication $(ARGS)

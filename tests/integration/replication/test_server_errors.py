@@ -16,7 +16,7 @@ from django_localsync.replication.diagnosis import Diagnosis, Verdict, diagnose
 from django_localsync.replication.slot import check_server
 from django_localsync.storage.connections import connect, connect_for_rows
 from tests.proxies import pooled
-from tests.servers import OwnServer, database_alias, own_server
+from tests.servers import MAJOR, OwnServer, database_alias, own_server
 
 Session = psycopg.Connection[tuple[Any, ...]]
 
@@ -24,7 +24,8 @@ Session = psycopg.Connection[tuple[Any, ...]]
 @pytest.fixture(scope="module")
 def server() -> Iterator[OwnServer]:
     """A server with a role `guest` that has a password and no rights, and little room."""
-    with own_server(max_connections="10", superuser_reserved_connections="4", reserved_connections="0") as server:
+    reserved = {"reserved_connections": "0"} if MAJOR >= 16 else {}
+    with own_server(max_connections="10", superuser_reserved_connections="4", **reserved) as server:
         with server.connect() as session:
             session.execute("CREATE ROLE guest LOGIN PASSWORD 'guest'; CREATE TABLE note (id int PRIMARY KEY)")
         yield server
