@@ -127,14 +127,16 @@ def test_the_swap_is_atomic():
     with replicating(first):
         pass
     observer = threading.Thread(target=observe)
-    with replicating(second):
-        observer.start()
-        eventually(lambda: {tuple(row) for row in rows().values()}, {("id", "title")})
-        wait_until(lambda: ("id", "title") in seen[-1], "the observer sees the new rules")
-    stop.set()
-    observer.join()
+    observer.start()
+    try:
+        wait_until(lambda: seen, "the observer sees the old rules")
+        with replicating(second):
+            wait_until(lambda: ("id", "title") in seen[-1], "the observer sees the new rules")
+    finally:
+        stop.set()
+        observer.join()
     whole = [{("id",), ("2994",)}, {("id", "title"), ("2994",)}]
-    assert whole[0] in seen, "the observer came too late"
+    assert seen[0] == whole[0]
     assert all(observation in whole for observation in seen), [o for o in seen if o not in whole][:3]
 
 
