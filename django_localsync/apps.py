@@ -4,7 +4,7 @@ from django.apps import AppConfig
 
 
 class LocalSyncConfig(AppConfig):
-    """Registers models and system checks; connects to nothing."""
+    """Registers models, system checks and signals; asks no database."""
 
     name = "django_localsync"
     label = "django_localsync"
@@ -12,5 +12,8 @@ class LocalSyncConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the system checks."""
+        """Register the system checks, and listen to logouts."""
         from . import checks  # noqa: F401
+        from .revocation import connect_signals
+
+        connect_signals()

@@ -14,12 +14,14 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import lru_cache
+from secrets import token_urlsafe
 from typing import Any
 
 import jwt
 import orjson
 from django.conf import settings as django_settings
 from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.sessions.backends.base import SessionBase
 from django.core.signals import setting_changed
 from django.utils.crypto import salted_hmac
 from django.utils.module_loading import import_string
@@ -32,7 +34,10 @@ CLOCK_TOLERANCE_S = 60
 PURPOSE = "django_localsync.token"
 WAIT_S = 3.0  # what a request waits for key sets that it needs
 
-_RESERVED = {"sub", "aud", "iat", "exp", "nbf", "sid"}  # they decide who a token is for, and how long
+SESSION_ID = "localsync_session"  # where a login keeps the id that its tokens carry
+REVOKED = "the token was revoked"
+
+_RESERVED = {"sub", "aud", "iat", "exp", "nbf", "jti", "sid"}  # they decide who a token is for, and how long
 
 EXPIRED, LIFETIME, AUDIENCE, ABSENT = "PSYNC_S2103", "PSYNC_S2104", "PSYNC_S2105", "PSYNC_S2106"
 
@@ -94,23 +99,32 @@ def verify_token(token: str) -> Token:
     return _verify_now(token, keys)
 
 
-def make_token(user: AbstractBaseUser, *, session_key: str | None = None, lifetime_s: int | None = None) -> str:
+def make_token(
+    user: AbstractBaseUser,
+    *,
+    session: SessionBase | None = None,
+    lifetime_s: int | None = None,
+    claims: Mapping[str, Any] | None = None,
+) -> str:
     """A token for a Django user, valid from now on for `lifetime_s` (the setting `token_lifetime_s` by default).
 
-    With a session key it carries the claim `sid`, a hash of it, by which logging out can revoke it.
+    With a session it carries the claim `sid`, by which logging out revokes it. `claims` are further ones. Raises
+    ConfigurationError as `user_claims` does.
     """
     settings = get_settings()
     now = int(time.time())
-    claims = {
+    payload = {
         **user_claims(user),
+        **_further(claims or {}, "further claims"),
+        "jti": token_urlsafe(12),
         "aud": settings.audience[0],
         "iat": now,
         "exp": now + (settings.token_lifetime_s if lifetime_s is None else lifetime_s),
     }
-    if session_key is not None:
-        claims["sid"] = hash_session_key(session_key)
+    if session is not None:
+        payload["sid"] = _session_id(session)
     key = _own_keys()[0]
-    return jwt.encode(claims, key.key, algorithm="HS256", headers={"kid": key.id})
+    return jwt.encode(payload, key.key, algorithm="HS256", headers={"kid": key.id})
 
 
 def user_claims(user: AbstractBaseUser) -> dict[str, Any]:
@@ -118,7 +132,7 @@ def user_claims(user: AbstractBaseUser) -> dict[str, Any]:
 
     Raises ConfigurationError when that cannot be imported, or gives anything but a dict of further claims.
     """
-    claims = {"sub": str(user._meta.pk.value_to_string(user))}
+    claims = {"sub": subject_of(user)}
     path = get_settings().token_claims
     if path is None:
         return claims
@@ -126,15 +140,33 @@ def user_claims(user: AbstractBaseUser) -> dict[str, Any]:
         further = import_string(path)(user)
     except ImportError as error:
         raise ConfigurationError(f"LOCALSYNC's TOKEN_CLAIMS {path!r} cannot be imported: {error}") from error
-    if not isinstance(further, dict) or _RESERVED & further.keys():
-        listed = ", ".join(sorted(_RESERVED))
-        raise ConfigurationError(f"LOCALSYNC's TOKEN_CLAIMS {path!r} must give a dict of claims other than {listed}")
-    return claims | further
+    return claims | _further(further, f"LOCALSYNC's TOKEN_CLAIMS {path!r}")
 
 
-def hash_session_key(session_key: str) -> str:
-    """What the claim `sid` holds: it names a session without giving it away."""
-    return salted_hmac("django_localsync.session", session_key, algorithm="sha256").hexdigest()[:32]
+def _further(claims: Any, whose: str) -> dict[str, Any]:
+    if not isinstance(claims, dict) or _RESERVED & claims.keys():
+        raise ConfigurationError(f"{whose} must be a dict of claims other than {', '.join(sorted(_RESERVED))}")
+    return claims
+
+
+def oldest_token(now: float) -> int:
+    """When a token that may still be accepted was issued at the earliest, in seconds since the epoch."""
+    return int(now) - get_settings().max_token_lifetime_s - 2 * CLOCK_TOLERANCE_S
+
+
+def subject_of(user: AbstractBaseUser) -> str:
+    """What the claim `sub` of a user's tokens holds: the primary key as text."""
+    return str(user._meta.pk.value_to_string(user))
+
+
+def _session_id(session: SessionBase) -> str:
+    """What the claim `sid` holds: a random name for a login, which is kept in it.
+
+    The session's key would not do: it gives the session away, and some backends change it now and then.
+    """
+    if SESSION_ID not in session:
+        session[SESSION_ID] = token_urlsafe(12)
+    return str(session[SESSION_ID])
 
 
 def verify(
@@ -249,6 +281,11 @@ def _derive_key(secret: str | bytes) -> VerificationKey:
 def _key_set() -> KeySet:
     settings = get_settings()
     return KeySet(settings.keys, settings.jwks_uri)
+
+
+def check_keys() -> None:
+    """Read the configured keys. Raises ConfigurationError for one that cannot be read or is too weak."""
+    _key_set()
 
 
 def _forget_keys(*, setting: str, **_: Any) -> None:

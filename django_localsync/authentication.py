@@ -12,6 +12,7 @@ from rest_framework.request import Request
 
 from .auth import Token, parse_authorization, verify_token
 from .exceptions import AuthError
+from .revocation import check_not_revoked
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,15 @@ class Subject:
 
 
 class SubjectAuthentication(BaseAuthentication):
-    """Verifies the token; `request.user` is a Subject and `request.auth` the Token. Raises AuthError."""
+    """Verifies the token; `request.user` is a Subject and `request.auth` the Token. Raises AuthError.
+
+    A token that was revoked is refused; where the request names a device, its view asks about that.
+    """
 
     def authenticate(self, request: Request) -> tuple[Any, Token]:
         """Verify the token of a request; without one the request is refused, not anonymous."""
         token = verify_token(parse_authorization(request.META.get("HTTP_AUTHORIZATION")))
+        check_not_revoked(token)
         return self.get_user(token), token
 
     def authenticate_header(self, request: Request) -> str:

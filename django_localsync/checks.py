@@ -20,6 +20,7 @@ from django.db import DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.utils.module_loading import import_string
 
+from . import auth
 from .auth import user_claims
 from .conf import Settings, get_settings, read_written_rules
 from .evaluation import Evaluator, compile_cached
@@ -105,6 +106,17 @@ def check_token_claims(**_: Any) -> list[CheckMessage]:
     hint = "give the dotted path of a function from a user to a dict of claims; until then nobody gets a token"
     message = f"LOCALSYNC's TOKEN_CLAIMS {path!r} {problem}"
     return [Error(message, hint=hint, id="localsync.E009")] if problem else []
+
+
+@register(TAG)
+def check_keys(**_: Any) -> list[CheckMessage]:
+    """KEYS can be read, and none is weaker than its algorithm."""
+    try:
+        auth.check_keys()
+    except ConfigurationError as error:
+        hint = "give JSON Web Keys (RFC 7517); a secret has 32 bytes or more for HS256, an RSA key 2048 bits or more"
+        return [Error(f"LOCALSYNC's keys: {error}", hint=hint, id="localsync.E010")]
+    return []
 
 
 @register(TAG)

@@ -12,6 +12,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from .buckets.operation import OpKind
+from .protocol.revocations import RevocationKind
 from .upload_models import Rejection as Rejection
 from .upload_models import UploadedId as UploadedId
 from .upload_models import UploadJournal as UploadJournal
@@ -257,6 +258,20 @@ class CurrentRow(models.Model):
 
     class Meta:
         db_table = "localsync_current_row"
+
+
+class Revocation(models.Model):
+    """Tokens that were given out and are refused; kept for as long as such a token could be valid."""
+
+    key = models.CharField(max_length=32, primary_key=True, help_text="Stands for kind and value.")
+    kind = models.CharField(max_length=16, choices=[(kind.value, kind.value) for kind in RevocationKind])
+    value = models.TextField(help_text="The user (`sub`), the device, the token (`jti`) or the login (`sid`).")
+    revoked_at = models.BigIntegerField(
+        db_index=True, help_text="Seconds since the epoch; tokens issued until then are refused."
+    )
+
+    class Meta:
+        db_table = "localsync_revocation"
 
 
 class WriteCheckpoint(models.Model):

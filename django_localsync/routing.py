@@ -22,11 +22,13 @@ def localsync_application(django_application: Any, prefix: str = "localsync/") -
     project that has some gives a ProtocolTypeRouter.
 
     Use the prefix under which `django_localsync.urls` is included; clients are given the address with it, without
-    the slash at the end.
+    the slash at the end. Raises ConfigurationError when a key of the settings is too weak: better now than later.
     """
     # Only now: get_asgi_application(), an argument of this call, has made Django's apps ready.
+    from .auth import check_keys
     from .consumers import RefuseSocket, SyncSocketConsumer, SyncStreamConsumer, WriteCheckpointConsumer
 
+    check_keys()
     address = f"{prefix}sync/stream"
     others = RefuseSocket.as_asgi() if isinstance(django_application, ASGIHandler) else django_application
     return ProtocolTypeRouter(

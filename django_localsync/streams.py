@@ -20,13 +20,15 @@ from weakref import WeakKeyDictionary
 
 import psycopg
 
+from .auth import EXPIRED, REVOKED
 from .buckets.announcement import BucketTotals
 from .buckets.operation import OpId
 from .conf import get_settings
-from .exceptions import RequestError
+from .exceptions import AuthError, RequestError
 from .protocol.codings import Coding
 from .protocol.lines import LineFormat
 from .protocol.requests import StreamRequest
+from .protocol.revocations import Bearer
 from .protocol.session import (
     Action,
     CheckpointOutdated,
@@ -42,6 +44,7 @@ from .protocol.session import (
     ServedCheckpoint,
     StreamSession,
     TimePassed,
+    TokenRevoked,
     TotalsAnnounced,
     Wait,
 )
@@ -65,6 +68,7 @@ class StreamServer:
 
     def __init__(self, reader: StorageReader, notifications: Notifications) -> None:
         self.reader, self.notifications, self.pages = reader, notifications, Pages(reader)
+        notifications.when_revoked = self._end_revoked
         self.streams: set[Stream] = set()
         self._stopping = False
         self._loop = asyncio.get_running_loop()
@@ -77,6 +81,16 @@ class StreamServer:
             raise RequestError("the server is stopping; try again", status=503, code="PSYNC_S2003")
         await self.reader.open()
         await self.notifications.start()
+
+    def check(self, bearer: Bearer) -> None:
+        """Raise AuthError (401) when the bearer's token was revoked; to be asked once the server has started."""
+        if self.notifications.revocations.refuses(bearer):
+            raise AuthError(REVOKED, code=EXPIRED)
+
+    def _end_revoked(self) -> None:
+        for stream in self.streams:
+            if self.notifications.revocations.refuses(stream.bearer):
+                stream.revoke()
 
     def stop(self) -> None:
         """End every stream normally; clients reconnect to whoever serves then."""
@@ -170,6 +184,7 @@ class Stream:
         """
         self._server = server
         self._form = LineForm(format, request.raw_data or format is LineFormat.BSON, coding)
+        self.bearer = Bearer.of(claims, user_key, request.client_id)
         self._client = Client(user_key, request.client_id, _request_parameters(request, claims))
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
@@ -183,7 +198,7 @@ class Stream:
         )
         self._lines: list[SendLine] = []
         self._gathered_bytes = 0
-        self._outdated = self._ending = False
+        self._outdated = self._ending = self._revoked = False
         self._totals: dict[int, BucketTotals] = {}
         self._totals_op_id = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -217,6 +232,7 @@ class Stream:
     async def _serve(self, send: Send) -> None:
         self._server.streams.add(self)
         await self._server.start()
+        self._server.check(self.bearer)  # whatever is revoked from now on finds this stream among the open ones
         actions = self._session.start(self._loop.time())
         while (event := await self._perform(actions, send)) is not None:
             actions = self._session.handle(event, self._loop.time())
@@ -234,6 +250,11 @@ class Stream:
     def end(self) -> None:
         """Let the stream end normally."""
         self._ending = True
+        self._wake()
+
+    def revoke(self) -> None:
+        """Let the stream end, and say that the token is not good any more."""
+        self._revoked = True
         self._wake()
 
     def cut(self) -> None:
@@ -271,6 +292,8 @@ class Stream:
         return event
 
     def _take_urgent_event(self) -> Event | None:
+        if self._revoked:
+            return TokenRevoked()
         if self._ending:
             return EndRequested()
         if (self._outdated or self._totals) and self._session.accepts_news:

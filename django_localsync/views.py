@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from django.contrib.auth import SESSION_KEY
@@ -24,7 +24,7 @@ from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle, UserRateThrottle
 from rest_framework.views import APIView
 
-from .auth import make_token
+from .auth import Token, make_token
 from .authentication import SubjectAuthentication, TokenAuthentication
 from .conf import get_settings
 from .exceptions import AuthError, RequestError
@@ -38,6 +38,7 @@ from .protocol.errors import (
     encode_error,
 )
 from .protocol.receipts import check_client_id, parse_checkpoint_request
+from .revocation import check_not_revoked
 from .storage.write_checkpoints import request_write_checkpoint
 from .upload import UploadHandler, get_handler
 
@@ -117,6 +118,7 @@ class UploadView(BearerView):
     def post(self, request: Request) -> HttpResponse:
         """Apply an upload; what is said of it is in the language that the device accepts."""
         upload = parse_upload(read_json_body(request, get_settings().max_upload_bytes))
+        check_not_revoked(token_of(request), upload.client_id)
         with translation.override(translation.get_language_from_request(request._request)):
             results = self.get_handler().handle(upload, request.user, user_key(request))
         return _json(encode_answer(results))
@@ -135,6 +137,7 @@ class WriteCheckpointView(BearerView):
         """Give the next number."""
         client_id = request.GET.get("client_id", "")
         check_client_id(client_id, "the query is not valid")
+        check_not_revoked(token_of(request), client_id)
         number = request_write_checkpoint(user_key(request), client_id)
         return _json(orjson.dumps({"data": {"write_checkpoint": str(number)}}))
 
@@ -145,6 +148,7 @@ class CheckpointRequestView(BearerView):
     def post(self, request: Request) -> HttpResponse:
         """Store the number, unless the client has given a higher one; answer with the higher of the two."""
         client_id, wanted = parse_checkpoint_request(read_json_body(request, MAX_CHECKPOINT_REQUEST_BYTES))
+        check_not_revoked(token_of(request), client_id)
         number = request_write_checkpoint(user_key(request), client_id, number=wanted)
         return _json(orjson.dumps({"data": {"checkpoint_request_id": str(number)}}))
 
@@ -182,7 +186,7 @@ class TokenView(ProtocolView):
         user: Any = request.user
         session: Any = getattr(request, "session", None)
         by_session = session is not None and session.get(SESSION_KEY) == str(user.pk)
-        token = make_token(user, session_key=session.session_key if by_session else None)
+        token = make_token(user, session=session if by_session else None)
         answer = {"token": token, "expires_in": get_settings().token_lifetime_s, "user_id": str(user.pk)}
         response = _json(orjson.dumps({"data": answer}))
         response.headers["Cache-Control"] = "no-store"
@@ -197,8 +201,13 @@ def no_such_path(request: HttpRequest) -> HttpResponse:
 
 def user_key(request: Request) -> str:
     """The subject of a request's token, as text: what journals and receipts are kept by."""
+    return token_of(request).user_key
+
+
+def token_of(request: Request) -> Token:
+    """The verified token of a request."""
     token: Any = request.auth
-    return str(token.user_key)
+    return cast(Token, token)
 
 
 def read_json_body(request: Request, limit: int) -> bytes:

@@ -15,6 +15,7 @@ from ..auth import authenticate
 from ..buckets.operation import OpId
 from ..exceptions import RequestError
 from ..protocol.receipts import check_client_id
+from ..protocol.revocations import Bearer
 from ..storage.reader import Client
 from ..storage.write_checkpoints import request_write_checkpoint
 from ..streams import get_stream_server
@@ -34,10 +35,13 @@ class WriteCheckpointConsumer(RequestConsumer):
         client_id = parse_qs(self.scope["query_string"].decode("latin-1")).get("client_id", [""])[0]
         check_client_id(client_id, "the query is not valid")
         client = Client(token.user_key, client_id, RequestParameters(token.claims))
-        await self.run_until_disconnect(self._answer(client))
+        await self.run_until_disconnect(self._answer(client, Bearer.of(token.claims, token.user_key, client_id)))
 
-    async def _answer(self, client: Client) -> None:
+    async def _answer(self, client: Client, bearer: Bearer) -> None:
         try:
+            server = get_stream_server()
+            await server.start()
+            server.check(bearer)
             number = await database_sync_to_async(request_write_checkpoint)(client.user_key, client.client_id)
             async with asyncio.timeout(WAIT_S):
                 op_id = await _wait_for(number, client)

@@ -111,11 +111,25 @@ class EndRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRevoked:
+    """News: the token is not good any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class TimePassed:
     """`wake_at` is reached."""
 
 
-Event = CheckpointRead | PageRead | PageRefused | TotalsAnnounced | CheckpointOutdated | EndRequested | TimePassed
+Event = (
+    CheckpointRead
+    | PageRead
+    | PageRefused
+    | TotalsAnnounced
+    | CheckpointOutdated
+    | EndRequested
+    | TokenRevoked
+    | TimePassed
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +234,8 @@ class StreamSession:
                 return self._pass_time(now)
             case EndRequested():
                 return self._end()
+            case TokenRevoked():
+                return self._expire()
             case PageRead() if self._phase is Phase.SENDING:
                 return self._send_page(event)
             case CheckpointRead(checkpoint) if self._phase is Phase.READING:

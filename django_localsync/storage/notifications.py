@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import psycopg
 from psycopg import AsyncConnection, OperationalError
 
+from ..auth import oldest_token
 from ..buckets.announcement import CHANNEL, Announcement, BucketTotals, decode_announcement
 from ..exceptions import ProtocolError
+from ..protocol.revocations import CHANNEL as REVOCATION_CHANNEL
+from ..protocol.revocations import Revocation, Revocations, decode_revocation
 from .connections import connection_parameters
+from .revocations import LIST
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +126,8 @@ class Notifications:
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
+        self.revocations = Revocations()
+        self.when_revoked: Callable[[], None] = lambda: None  # called when `revocations` has become longer
         self._audience = Audience()
         self._recent: deque[Announcement] = deque(maxlen=REMEMBERED_ANNOUNCEMENTS)
         self._count = 0
@@ -190,16 +197,19 @@ class Notifications:
 
     async def _follow(self, connection: AsyncConnection[tuple[Any, ...]]) -> None:
         await connection.execute(f"LISTEN {CHANNEL}")
+        await connection.execute(f"LISTEN {REVOCATION_CHANNEL}")
+        await self._read_revocations(connection)
         self._last = None
         self._op_id = await self._read_op_id(connection)
         self._publish_everything()  # whatever was announced before is lost
         self._listening.set()
         while True:
             async for notification in connection.notifies(timeout=HEARTBEAT_S):
-                self._receive(notification.payload)
+                self._receive(notification)
+            self.revocations.forget_before(oldest_token(time.time()))
             op_id = await self._read_op_id(connection)
             async for notification in connection.notifies(timeout=0):
-                self._receive(notification.payload)
+                self._receive(notification)
             if op_id > self._op_id:
                 log.warning("a checkpoint was not announced; every stream reads again")
                 self._op_id = op_id
@@ -214,11 +224,23 @@ class Notifications:
         row = await (await connection.execute(self.OP_ID)).fetchone()
         return int(row[0]) if row else 0
 
-    def _receive(self, payload: str) -> None:
+    async def _read_revocations(self, connection: AsyncConnection[tuple[Any, ...]]) -> None:
+        """Know the whole list: while nobody listened, anything may have been revoked."""
+        exists = await (await connection.execute("SELECT to_regclass('localsync_revocation')")).fetchone()
+        if exists is not None and exists[0] is not None:  # else not migrated yet
+            rows = await (await connection.execute(LIST)).fetchall()
+            self.revocations.replace(Revocation(*row) for row in rows)
+            self.when_revoked()
+
+    def _receive(self, notification: psycopg.Notify) -> None:
         try:
-            announcement = decode_announcement(payload)
+            if notification.channel == REVOCATION_CHANNEL:
+                self.revocations.add(decode_revocation(notification.payload))
+                self.when_revoked()
+                return
+            announcement = decode_announcement(notification.payload)
         except ProtocolError as error:
-            log.warning("ignored a notification on channel %s: %s", CHANNEL, error)
+            log.warning("ignored a notification on channel %s: %s", notification.channel, error)
             return
         last, self._last = self._last, announcement
         self._op_id = max(self._op_id, announcement.op_id)

@@ -11,8 +11,11 @@ from django.core.checks import CheckMessage, run_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connection
+from django.test import override_settings
 
 from django_localsync.checks import TAG
+from django_localsync.exceptions import ConfigurationError
+from django_localsync.routing import localsync_application
 from tests.testapp.models import TodoList
 
 MINE = "SELECT * FROM todos WHERE title = auth.user_id()"
@@ -66,6 +69,19 @@ def test_a_file_that_cannot_be_read_is_reported(checked, tmp_path):
 def test_an_unknown_setting_is_reported_with_the_nearest_known_one(checked):
     messages = found(checked(RULE="x", RULES=rules("SELECT * FROM todos WHERE title = auth.user_id()")))
     assert messages == [("localsync.E002", "LOCALSYNC has no setting 'RULE' (did you mean RULES?)")]
+
+
+def test_a_key_that_is_too_weak_is_reported_and_keeps_an_asgi_server_from_starting(checked):
+    weak = {"kty": "oct", "kid": "a", "alg": "HS256", "k": "c2hvcnQ"}
+    rule = rules("SELECT * FROM todos WHERE title = auth.user_id()")
+
+    ((identifier, text),) = found(checked(RULES=rule, KEYS=[weak]))
+
+    assert identifier == "localsync.E010"
+    assert "too short for HS256" in text
+    assert "c2hvcnQ" not in text
+    with override_settings(LOCALSYNC={"KEYS": [weak]}), pytest.raises(ConfigurationError, match="too short"):
+        localsync_application(None)
 
 
 @pytest.mark.parametrize(

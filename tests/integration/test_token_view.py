@@ -12,7 +12,7 @@ from django.test import Client, RequestFactory
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.settings import api_settings
 
-from django_localsync.auth import hash_session_key, verify_token
+from django_localsync.auth import SESSION_ID, verify_token
 from django_localsync.views import TokenThrottle, TokenView
 
 pytestmark = pytest.mark.django_db
@@ -60,7 +60,7 @@ def test_the_token_names_the_session_without_giving_it_away(browser: Client) -> 
 
     session_key = browser.session.session_key
     assert session_key is not None
-    assert verify_token(response.json()["data"]["token"]).claims["sid"] == hash_session_key(session_key)
+    assert verify_token(response.json()["data"]["token"]).claims["sid"] == browser.session[SESSION_ID]
     assert session_key not in response.content.decode()
 
 

@@ -16,14 +16,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.contrib.auth.models import User
+from django.contrib.sessions.backends.base import SessionBase
 from django.test import override_settings
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from django_localsync.auth import (
+    SESSION_ID,
     Token,
     authenticate,
     check_claims,
-    hash_session_key,
     make_token,
     parse_authorization,
     user_claims,
@@ -260,12 +261,13 @@ def user(pk: Any = 7) -> Any:
 def test_our_own_tokens_are_verified_without_set_up():
     before = time.time()
 
-    token = verify_token(make_token(user(), session_key="session", lifetime_s=60))
+    session = SessionBase()
+    token = verify_token(make_token(user(), session=session, lifetime_s=60))
 
     assert (token.user_key, token.claims["sub"], token.claims["aud"]) == ("7", "7", "localsync")
     assert before + 58 < token.expires_at <= time.time() + 60
-    assert token.claims["sid"] == hash_session_key("session")
-    assert "session" not in json.dumps(token.claims)
+    assert token.claims["sid"] == session[SESSION_ID]
+    assert verify_token(make_token(user(), session=session)).claims["sid"] == session[SESSION_ID]
 
 
 def test_our_own_tokens_outlive_a_change_of_the_secret_key_among_the_fallbacks(settings: Any):

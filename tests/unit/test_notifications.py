@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_localsync.buckets.announcement import Announcement, BucketTotals, encode_announcement
+from django_localsync.buckets.announcement import CHANNEL, Announcement, BucketTotals, encode_announcement
 from django_localsync.storage.notifications import REMEMBERED_ANNOUNCEMENTS, Interests, Notifications
 
 NO_INTERESTS = Interests(frozenset(), frozenset(), frozenset(), write_checkpoint=0)
@@ -114,7 +115,9 @@ def test_a_gap_in_the_announcements_means_that_everything_may_have_changed():
     ear = listen(notifications, NO_INTERESTS)
     for run, sequence in [("a", 1), ("a", 2), ("a", 4), ("b", 1), ("b", 2)]:
         before = len(ear.heard)
-        notifications._receive(encode_announcement(Announcement(run=run, sequence=sequence, op_id=1)))
+        notifications._receive(
+            psycopg.Notify(CHANNEL, encode_announcement(Announcement(run=run, sequence=sequence, op_id=1)), 1)
+        )
         ear.heard.append((run, sequence, len(ear.heard) > before))
 
     assert [item for item in ear.heard if item != "outdated"] == [
@@ -130,7 +133,7 @@ def test_a_foreign_notification_is_ignored():
     notifications = Notifications("default")
     ear = listen(notifications, NO_INTERESTS)
 
-    notifications._receive("hello")
+    notifications._receive(psycopg.Notify(CHANNEL, "hello", 1))
 
     assert ear.heard == []
 
