@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
 SETTLED_AFTER_S = 60.0  # a session this long was sound: the next failure begins with a short pause again
 SLOT_FREE_AFTER_S = 10.0
+PUBLISH_ATTEMPT_MS = 400  # whoever is told to stop meanwhile ends within a second
 
 
 class Stopped(Exception):
@@ -158,7 +159,7 @@ class SourceFollower:
         if not drop_slot(source, slot):
             _wait_until_free(source, slot)
             drop_slot(source, slot)
-        publish_tables(source, self._settings.publication_name, read_tables(source, self._lead.plan.uses))
+        self._publish_tables(source)
         waiting = Waiting(source, lambda: f"{self._alias}: making slot {slot}")
 
         def check() -> None:
@@ -174,6 +175,19 @@ class SourceFollower:
             self._lost = None
             self._lead.start_again()
         return begun
+
+    def _publish_tables(self, source: Connection) -> None:
+        """Wait for whoever holds a table, such as a migration or VACUUM, without becoming deaf."""
+        waiting = Waiting(source, lambda: f"{self._alias}: publishing the tables")
+        source.execute(f"SET lock_timeout = {PUBLISH_ATTEMPT_MS}")
+        while True:
+            try:
+                publish_tables(source, self._settings.publication_name, read_tables(source, self._lead.plan.uses))
+                break
+            except psycopg.errors.LockNotAvailable:
+                self._lead.check()
+                waiting.tell_when_long()
+        source.execute("SET lock_timeout = 0")
 
     def _wait(self, seconds: float) -> None:
         wait_readable(self._lead.wake_fd, timeout_s=seconds)

@@ -34,7 +34,7 @@ CHUNK_ROWS = 5000
 FIRST_CHUNK_BLOCKS = 8  # so that rows of a megabyte do not fill memory before their size is known
 MAX_CHUNK_BLOCKS = 4096
 CHUNK_BYTES = 8 << 20  # of text
-LOCK_TIMEOUT_MS = 5000
+LOCK_TIMEOUT_MS = 500
 BLOCK_BYTES = 8192
 
 
@@ -96,7 +96,11 @@ class SourceReader(Thread):
 
     def _step(self, heartbeat: Heartbeat) -> None:
         if monotonic() >= self._catalog_due:
-            self._watch_catalog()
+            try:
+                self._watch_catalog()
+            except psycopg.errors.LockNotAvailable as error:
+                logger.info("%s: %s; what is published is looked at later", self._alias, error.diag.message_primary)
+                self._catalog_due = monotonic() + CATALOG_INTERVAL_S
         heartbeat.beat_when_due()
         backfill = self._backfills.next_to_read()
         if backfill is None:

@@ -17,7 +17,7 @@ from tests.conftest import SOAK
 from tests.databases import temporary_database
 from tests.e2e.project import Database, Person, RunningProject, open_database, running_project
 from tests.e2e.wire import begin_stream, data_rows, http, open_stream, read_checkpoint
-from tests.processes import Process, replicator, replicator_process, wait_until
+from tests.processes import START_TIMEOUT_S, Process, replicator, replicator_process, wait_until
 
 ABANDONED_WITHIN_S = 2.0
 SERVER_ENDS_WITHIN_S = 3.0
@@ -186,6 +186,18 @@ def test_sigterm_ends_a_replicator_within_a_second_while_its_slot_waits_for_a_tr
         with replicator(fresh_database):
             slots: LiteralString = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
             wait_until(lambda: database.rows(slots) == [(1,)], "the slot that nobody took is dropped")
+
+
+def test_sigterm_ends_a_replicator_within_a_second_while_a_migration_holds_a_table(fresh_database: str) -> None:
+    with open_database(fresh_database) as database, psycopg.connect(fresh_database) as migration:
+        migration.execute("LOCK TABLE todos IN ACCESS EXCLUSIVE MODE")
+        with replicator_process(fresh_database) as process:
+            waiting: LiteralString = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'ALTER PUBLICATION%%'"
+            wait_until(lambda: database.rows(waiting), "tables are published", START_TIMEOUT_S, check=process.check)
+            assert time_to_end(process) < REPLICATOR_ENDS_WITHIN_S
+        migration.rollback()
+        with replicator(fresh_database):
+            pass  # it becomes ready
 
 
 @contextmanager
