@@ -10,6 +10,7 @@ import asyncio
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from math import inf
@@ -24,8 +25,9 @@ from .auth import EXPIRED, REVOKED
 from .buckets.announcement import BucketTotals
 from .buckets.operation import OpId
 from .conf import get_settings
-from .exceptions import AuthError, RequestError
+from .exceptions import AuthError, LimitExceeded, RequestError
 from .protocol.codings import Coding
+from .protocol.errors import TOO_MANY_REQUESTS
 from .protocol.lines import LineFormat
 from .protocol.requests import StreamRequest
 from .protocol.revocations import Bearer
@@ -70,6 +72,7 @@ class StreamServer:
         self.reader, self.notifications, self.pages = reader, notifications, Pages(reader)
         notifications.when_revoked = self._end_revoked
         self.streams: set[Stream] = set()
+        self._by_user = Counter[str]()
         self._stopping = False
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Task[None] | None = None
@@ -81,6 +84,26 @@ class StreamServer:
             raise RequestError("the server is stopping; try again", status=503, code="PSYNC_S2003")
         await self.reader.open()
         await self.notifications.start()
+
+    def admit(self, stream: Stream) -> None:
+        """Count a stream as open. Raises LimitExceeded (429) when there are too many, here or of its user (I8)."""
+        settings = get_settings()
+        if len(self.streams) >= settings.max_streams:
+            raise _too_many_streams(f"this server has {settings.max_streams} open streams", "MAX_STREAMS")
+        if self._by_user[stream.user_key] >= settings.max_streams_per_user:
+            raise _too_many_streams(
+                f"this user has {settings.max_streams_per_user} open streams here", "MAX_STREAMS_PER_USER"
+            )
+        self.streams.add(stream)
+        self._by_user[stream.user_key] += 1
+
+    def forget(self, stream: Stream) -> None:
+        """The stream has ended, if it was ever admitted."""
+        if stream in self.streams:
+            self.streams.discard(stream)
+            self._by_user[stream.user_key] -= 1
+            if not self._by_user[stream.user_key]:
+                del self._by_user[stream.user_key]
 
     def check(self, bearer: Bearer) -> None:
         """Raise AuthError (401) when the bearer's token was revoked; to be asked once the server has started."""
@@ -184,6 +207,7 @@ class Stream:
         """
         self._server = server
         self._form = LineForm(format, request.raw_data or format is LineFormat.BSON, coding)
+        self.user_key = user_key
         self.bearer = Bearer.of(claims, user_key, request.client_id)
         self._client = Client(user_key, request.client_id, _request_parameters(request, claims))
         self._loop = asyncio.get_running_loop()
@@ -226,11 +250,11 @@ class Stream:
             raise TimeoutError("the stream was cut") from None
         finally:
             self._server.notifications.unsubscribe(self)
-            self._server.streams.discard(self)
+            self._server.forget(self)
             self._clear_alarm()
 
     async def _serve(self, send: Send) -> None:
-        self._server.streams.add(self)
+        self._server.admit(self)
         await self._server.start()
         self._server.check(self.bearer)  # whatever is revoked from now on finds this stream among the open ones
         actions = self._session.start(self._loop.time())
@@ -351,6 +375,10 @@ class Stream:
             self.sending_since = self._loop.time()
             await send(lines)
             self.sending_since = inf
+
+
+def _too_many_streams(found: str, setting: str) -> LimitExceeded:
+    return LimitExceeded(f"{found}, which is the most ({setting}); try again later", status=429, code=TOO_MANY_REQUESTS)
 
 
 def _request_parameters(request: StreamRequest, claims: dict[str, Any]) -> RequestParameters:

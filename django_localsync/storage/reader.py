@@ -9,6 +9,8 @@ costs five times as much.
 from __future__ import annotations
 
 import asyncio
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -191,19 +193,21 @@ class StorageReader:
     async def _resolve(self, batch: _Batch, rules: ServedRules, request: RequestParameters) -> Resolution:
         """The client's buckets, asked of the parameter index stage by stage. Raises LimitExceeded."""
         resolving = rules.plan.resolve(request)
-        results = 0
+        results = Counter[str]()
         try:
             keys = next(resolving)
             while True:
                 found = await self._look_up(batch, rules, keys)
-                results += sum(map(len, found.values()))
-                if results > self._max_buckets:
+                for key, entries in found.items():
+                    results[rules.plan.lookup_sources[key.source].name] += len(entries)
+                if results.total() > self._max_buckets:
                     raise _too_many("results of parameter queries", results, self._max_buckets)
                 keys = resolving.send(found)
         except StopIteration as done:
             resolution = cast(Resolution, done.value)
         if len(resolution.buckets) > self._max_buckets:
-            raise _too_many("buckets", len(resolution.buckets), self._max_buckets)
+            names = Counter(rules.plan.bucket_sources[bucket.source].name for bucket in resolution.buckets)
+            raise _too_many("buckets", names, self._max_buckets)
         return resolution
 
     async def _look_up(self, batch: _Batch, rules: ServedRules, keys: Sequence[LookupKey]) -> LookupResults:
@@ -368,9 +372,16 @@ def _json(value: object) -> str:
     return orjson.dumps(value).decode()
 
 
-def _too_many(what: str, found: int, most: int) -> LimitExceeded:
+def _too_many(what: str, found: Counter[str], most: int) -> LimitExceeded:
+    """The error for a client that has more than it may, counted by source; names the stream that has most."""
+    streams = Counter[str]()
+    for source, number in found.items():
+        streams[re.split(r"[|:]", source)[0]] += number
+    ((stream, number),) = streams.most_common(1)
     return LimitExceeded(
-        f"too many {what}: {found} (at most {most}); narrow the rules or subscribe to less", status=500
+        f"too many {what}: {found.total()} (at most {most}), {number} of them by stream {stream!r}; narrow its rules, "
+        "subscribe to less of it, or raise MAX_BUCKETS",
+        status=500,
     )
 
 
