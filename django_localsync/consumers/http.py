@@ -18,6 +18,7 @@ from ..streams import Stream, get_stream_server
 from .base import RequestConsumer, encode_headers
 
 BODY_TIMEOUT_S = 30.0
+PIECE_BYTES = 64 << 10  # some servers hold several pieces for a client that does not read, however large they are
 STREAM_HEADERS = {
     **CORS_HEADERS,
     "Cache-Control": "no-store",
@@ -67,7 +68,10 @@ class SyncStreamConsumer(RequestConsumer):
         if not self.started:
             self.started = True
             await self.send_headers(status=200, headers=encode_headers(self._stream_headers()))
-        await self.base_send({"type": "http.response.body", "body": self._encoder.encode(lines), "more_body": True})
+        body = self._encoder.encode(lines)
+        for start in range(0, len(body), PIECE_BYTES):
+            piece = body[start : start + PIECE_BYTES]
+            await self.base_send({"type": "http.response.body", "body": piece, "more_body": True})
 
     def _stream_headers(self) -> dict[str, str]:
         about_coding = {} if self._coding is Coding.IDENTITY else {"Content-Encoding": self._coding.value}

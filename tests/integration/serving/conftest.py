@@ -152,6 +152,8 @@ class Server:
 COMMANDS = {
     "uvicorn": ["uvicorn", "--log-level=warning", "--port"],
     "daphne": ["daphne", "--verbosity=0", "--bind=127.0.0.1", "--port"],
+    "granian": ["granian", "--interface=asginl", "--log-level=warning", "--workers-kill-timeout=3", "--port"],
+    "hypercorn": ["hypercorn", "--graceful-timeout=1", "--log-level=warning", "--bind"],
 }
 
 StartServer = Callable[..., Server]
@@ -179,7 +181,8 @@ def start_server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
 
 def _start(kind: str, settings: dict[str, Any], database_url: str, log: Path) -> Server:
     port = free_port()
-    command = [sys.executable, "-m", *COMMANDS[kind], str(port), "tests.integration.serving.asgi:application"]
+    address = f"127.0.0.1:{port}" if COMMANDS[kind][-1] == "--bind" else str(port)
+    command = [sys.executable, "-m", *COMMANDS[kind], address, "tests.integration.serving.asgi:application"]
     configured = json.dumps({name.upper(): value for name, value in settings.items()})
     environment = os.environ | {URL_VARIABLE: database_url, "TEST_LOCALSYNC": configured}
     with log.open("wb") as output:

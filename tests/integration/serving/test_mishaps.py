@@ -14,11 +14,14 @@ from tests.integration.serving.conftest import Lines, RawStream, Server, StartSe
 
 
 @contextmanager
-def open_streams(server: Server, number: int) -> Iterator[list[RawStream]]:
-    streams = [RawStream(server, f"u{index}") for index in range(number)]
+def open_streams(
+    server: Server, number: int, *, until: bytes = b'"checkpoint_complete"', receive_buffer: int = 1 << 16
+) -> Iterator[list[RawStream]]:
+    """Streams of so many users, each read until it said this."""
+    streams = [RawStream(server, f"u{index}", receive_buffer=receive_buffer) for index in range(number)]
     try:
         for stream in streams:
-            stream.read_until(b'"checkpoint_complete"')
+            stream.read_until(until)
         yield streams
     finally:
         for stream in streams:
