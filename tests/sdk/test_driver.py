@@ -14,7 +14,7 @@ TODOS = "SELECT id, title, done FROM todos ORDER BY id"
 
 def test_the_sdk_runs_without_anything_compiled_and_syncs() -> None:
     with stand_in() as (server, address), node_client(TABLES) as device:
-        assert device.versions["node"].startswith("24.")
+        assert device.versions["runtime"].startswith("Node 24.")
         device.connect(address, "bad", "good")
         device.wait_for_first_sync()
         assert device.query(TODOS) == [{"id": "a", "title": "Milk", "done": None}]

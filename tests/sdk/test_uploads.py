@@ -17,7 +17,8 @@ from django_localsync.client import Column, ColumnType, Database, LocalSyncConne
 from tests.databases import temporary_database
 from tests.processes import print_logs, wait_until
 from tests.sdk.backend import Backend, running_backend
-from tests.sdk.node_client import TABLES, node_client
+from tests.sdk.device import TABLES
+from tests.sdk.node_client import node_client
 
 REJECTION = {"type": "text", "row_id": "text", "op": "text", "data": "text", "code": "text", "errors": "text"}
 SCHEMA: Mapping[str, Mapping[str, str]] = {**TABLES, "localsync_rejection": REJECTION}
