@@ -27,7 +27,9 @@ from .evaluation import Evaluator, compile_cached
 from .evaluation.estimate import estimate, most_common_keys
 from .evaluation.findings import Finding, Tables, hopeless, repeated_names, unrestricted, without_id
 from .exceptions import ConfigurationError, RulesError
+from .models import RuleSet
 from .sync_rules import CompiledRules
+from .sync_rules.formats import unknown_format
 from .sync_rules.plan import RequestParameters, TableName, TablePattern
 from .upload import UploadHandler
 
@@ -160,6 +162,20 @@ def check_rules_against_database(databases: Sequence[str] | None = None, **_: An
         *(message for message in _of_layout(rules, _layout(tables)) if message.msg not in said),
         *_beyond_limits(),
     ]
+
+
+@register(TAG, Tags.database)
+def check_format(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """This release knows the format of what is stored."""
+    try:
+        alias = get_settings().storage
+    except ConfigurationError:
+        return []  # check_settings tells
+    if alias not in (databases or ()) or _migrations_wait(alias):
+        return []
+    found = RuleSet.objects.using(alias).filter(state=RuleSet.State.ACTIVE).values_list("format", flat=True)
+    problems = filter(None, map(unknown_format, found))
+    return [Error(problem, hint="see docs/howto/upgrading.md", id="localsync.E020") for problem in problems]
 
 
 def _compiled() -> CompiledRules:

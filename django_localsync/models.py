@@ -45,6 +45,20 @@ class Checkpoint(models.Model):
         ]
 
 
+class Compaction(models.Model):
+    """The one row that says what compaction has saved since the storage was made."""
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    rewritten = models.BigIntegerField(default=0, help_text="Buckets that were rewritten.")
+    erased = models.BigIntegerField(default=0, help_text="Operations whose row was erased.")
+    deleted = models.BigIntegerField(default=0, help_text="Operations that were deleted.")
+    bytes = models.BigIntegerField(default=0, help_text="Row data that was erased, uncompressed.")
+
+    class Meta:
+        db_table = "localsync_compaction"
+        constraints = [models.CheckConstraint(condition=models.Q(id=1), name="localsync_compaction_is_one_row")]
+
+
 class RuleSet(models.Model):
     """A version of the sync rules: its text, so that every process serves the set that is replicated."""
 
@@ -57,6 +71,7 @@ class RuleSet(models.Model):
 
     identity = models.CharField(max_length=64, help_text="Hash of the compiled plan.")
     rules = models.TextField(help_text="The rules as canonical JSON.")
+    format = models.IntegerField(db_default=1, help_text="Of its operations, see sync_rules/formats.py.")
     state = models.CharField(max_length=16, choices=State.choices)
     starts_over = models.BooleanField(
         default=False, help_text="The active set stands still and none of its definitions is kept."

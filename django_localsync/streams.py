@@ -182,9 +182,9 @@ def _handle_signal(number: int, frame: FrameType | None) -> None:
     _previous_handlers[number](number, frame)
 
 
-def compile_plan(rules: str) -> Plan:
+def compile_plan(rules: str, format: int) -> Plan:
     """The plan of a stored rule set."""
-    return compile_rules(rules).plan
+    return compile_rules(rules, format=format).plan
 
 
 class Stream:

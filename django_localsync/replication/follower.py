@@ -21,6 +21,7 @@ from ..storage.rule_sets import StoredRuleSet
 from ..storage.sources import StoredSource
 from ..storage.writer import Announcer, StorageWriter
 from ..sync_rules import compile_rules
+from ..sync_rules.formats import check_format, unknown_format
 from ..sync_rules.plan import Plan
 from .backfills import Backfills
 from .changes import ChangeApplier
@@ -319,12 +320,17 @@ def _rule_sets(storage: Connection) -> tuple[StoredRuleSet, Plan | None]:
     assert newest is not None, "the replicator begins a rule set before it follows"
     if processing is None or processing.starts_over or active is None:
         return newest, None
-    return newest, compile_rules(active.rules).plan
+    return newest, compile_rules(active.rules, format=active.format).plan
 
 
 def prepare_rules(storage: Connection, plan: Plan, rules: str) -> None:
-    """Make the configured rules the newest rule set of storage. Belongs in a transaction of the leader."""
+    """Make the configured rules the newest rule set of storage. Belongs in a transaction of the leader.
+
+    Raises ConfigurationError where a newer release filled what is served.
+    """
     processing, active = rule_sets.load_rule_set(storage, "processing"), rule_sets.load_rule_set(storage, "active")
+    if active is not None:
+        check_format(active.format)
     if processing is not None and processing.identity == plan.identity:
         return
     if active is not None and active.identity == plan.identity:
@@ -338,8 +344,10 @@ def prepare_rules(storage: Connection, plan: Plan, rules: str) -> None:
 
 def _is_known(active: StoredRuleSet) -> bool:
     """Whether this version understands the active rules as they were understood when they were filled."""
+    if unknown_format(active.format):
+        return False
     try:
-        return compile_rules(active.rules).plan.identity == active.identity
+        return compile_rules(active.rules, format=active.format).plan.identity == active.identity
     except RulesError:
         return False
 

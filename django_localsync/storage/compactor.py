@@ -79,6 +79,7 @@ class Compactor:
             for bucket_id in due:
                 yield from compact_bucket(self._connection, bucket_id, savings)
         if savings.erased or savings.deleted:
+            record_savings(self._connection, savings)
             logger.info(
                 "compaction of %d buckets (%d rewritten): %d operations erased, %d deleted, %d bytes of row data",
                 *(savings.buckets, savings.rewritten, savings.erased, savings.deleted, savings.bytes),
@@ -124,6 +125,21 @@ def storage_bytes(connection: Connection) -> int:
     """What all operations take on disk, with their index."""
     row = connection.execute("SELECT pg_total_relation_size('localsync_bucket_operation')").fetchone()
     return int(row[0]) if row else 0
+
+
+def record_savings(connection: Connection, savings: Savings) -> None:
+    """Add to what compaction has saved in all: a row of its own, which nobody else waits for."""
+    values = (savings.rewritten, savings.erased, savings.deleted, savings.bytes)
+    connection.execute(
+        """
+        INSERT INTO localsync_compaction AS total (id, rewritten, erased, deleted, bytes)
+        VALUES (1, %s, %s, %s, %s)
+            ON CONFLICT (id) DO UPDATE
+           SET rewritten = total.rewritten + excluded.rewritten, erased = total.erased + excluded.erased,
+               deleted = total.deleted + excluded.deleted, bytes = total.bytes + excluded.bytes
+        """,
+        values,
+    )
 
 
 def reclaim_space(connection: Connection) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import orjson
 from django.db import connections
 from psycopg import AsyncClientCursor, AsyncConnection, OperationalError
-from psycopg.errors import UndefinedTable
+from psycopg.errors import UndefinedColumn, UndefinedTable
 from psycopg_pool import AsyncConnectionPool
 
 from ..buckets.announcement import BucketTotals, bucket_digest, lookup_digest, write_checkpoint_digest
@@ -26,6 +26,7 @@ from ..buckets.operation import OpId
 from ..exceptions import LimitExceeded, RequestError
 from ..protocol.lines import StoredOperation, StreamInfo
 from ..protocol.session import ServedBucket, ServedCheckpoint
+from ..sync_rules.formats import unknown_format
 from ..sync_rules.plan import LookupKey, LookupResults, Plan, RequestParameters, Resolution
 from .notifications import Interests
 
@@ -34,8 +35,8 @@ PAGE_OPERATIONS = 1000
 PAGE_BYTES = 1 << 20  # of row data; a page ends with the operation that reaches it
 
 Connection = AsyncConnection[tuple[Any, ...]]
-PlanFor = Callable[[str], Plan]
-"""Compiles the text of a rule set."""
+PlanFor = Callable[[str, int], Plan]
+"""Compiles the text of a rule set, whose operations have a format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class StorageReader:
         """What the client may have at the newest checkpoint.
 
         Raises LimitExceeded (500 PSYNC_S2305) for too many buckets or parameter results and RequestError
-        (500 PSYNC_S2302) when no rules are active.
+        (PSYNC_S2302) when no rules are active (500), or they are of a format that this release does not know (503).
 
         A caller that is cancelled leaves the read to end by itself: to break it off would cost another connection.
         """
@@ -222,7 +223,7 @@ class StorageReader:
 
     # One statement: rule sets are swapped in one transaction.
     RULES = """
-        SELECT id, rules, (SELECT json_agg(json_build_array(kind, identity, id, name))
+        SELECT id, rules, format, (SELECT json_agg(json_build_array(kind, identity, id, name))
                              FROM localsync_definition WHERE state = 'served')
           FROM localsync_rule_set WHERE state = 'active'
     """
@@ -237,12 +238,14 @@ class StorageReader:
         try:
             async with self._pool.connection() as connection:
                 active = await (await connection.execute(self.RULES)).fetchone()
-        except UndefinedTable:
-            raise _not_served("bucket storage has no tables yet; run `manage.py migrate`") from None
+        except (UndefinedTable, UndefinedColumn):
+            raise _not_served("bucket storage is not migrated; run `manage.py migrate`") from None
         if active is None:
             raise _not_served("no sync rules are active yet; run `manage.py run_replicator`")
-        rule_set, text, definitions = active
-        plan = await asyncio.to_thread(self._plan_for, text)
+        rule_set, text, format_, definitions = active
+        if problem := unknown_format(format_):
+            raise RequestError(problem, status=503, code="PSYNC_S2302")  # another process may know it
+        plan = await asyncio.to_thread(self._plan_for, text, format_)
         ids = {(kind, identity): id_ for kind, identity, id_, _ in definitions or ()}
         try:
             buckets = tuple(ids["bucket", source.identity] for source in plan.bucket_sources)

@@ -26,6 +26,7 @@ class StoredRuleSet:
     identity: str
     rules: str
     starts_over: bool
+    format: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Feed:
 def load_rule_set(connection: Connection, state: str) -> StoredRuleSet | None:
     """The rule set that is "active" or "processing", or None."""
     row = connection.execute(
-        "SELECT id, identity, rules, starts_over FROM localsync_rule_set WHERE state = %s", (state,)
+        "SELECT id, identity, rules, starts_over, format FROM localsync_rule_set WHERE state = %s", (state,)
     ).fetchone()
     return StoredRuleSet(*row) if row else None
 
@@ -99,9 +100,9 @@ def begin_rule_set(connection: Connection, plan: Plan, rules: str, *, starts_ove
     starts_over = starts_over or (unfinished is not None and unfinished.starts_over)
     connection.execute("UPDATE localsync_rule_set SET state = 'retired' WHERE state = 'processing'")
     connection.execute(
-        "INSERT INTO localsync_rule_set (identity, rules, state, starts_over, created_at)"
-        " VALUES (%s, %s, 'processing', %s, now())",
-        (plan.identity, rules, starts_over),
+        "INSERT INTO localsync_rule_set (identity, rules, format, state, starts_over, created_at)"
+        " VALUES (%s, %s, %s, 'processing', %s, now())",
+        (plan.identity, rules, plan.format, starts_over),
     )
     known = _living(connection)
     usable = known["filling"] if starts_over else {**known["served"], **known["filling"]}

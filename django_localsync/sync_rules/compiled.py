@@ -55,6 +55,7 @@ class CompiledPlan:
     buckets: tuple[CompiledSource, ...]
     indexes: tuple[CompiledSource, ...]
     options: ValueOptions = field(default_factory=ValueOptions)
+    format: int = 1
 
     @cached_property
     def bucket_sources(self) -> Sequence[BucketSource]:

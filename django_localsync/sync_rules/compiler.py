@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..exceptions import RulesError
+from . import formats
 from .bucket_definitions import DefinitionCompiler, ParameterQuery
 from .compiled import CompiledPlan, CompiledSource
 from .danger import is_dangerous_parameter_query, is_dangerous_variant
@@ -70,8 +71,10 @@ class CompiledRules:
     accepting: frozenset[str]
 
 
-def compile_rules(source: Source, *, default_schema: str = "public") -> CompiledRules:
+def compile_rules(source: Source, *, default_schema: str = "public", format: int | None = None) -> CompiledRules:
     """Compile rules given as YAML text, as JSON text of `canonical_json`, or as a dict.
+
+    The plan makes operations of `format`, one of KNOWN_FORMATS; by default of the one that this release fills.
 
     Raises RulesError: the first error, with all of them in `all`.
     """
@@ -80,7 +83,7 @@ def compile_rules(source: Source, *, default_schema: str = "public") -> Compiled
     compiled = None
     if document is not None:
         try:
-            compiled = _Compiler(document, findings, default_schema).compile()
+            compiled = _Compiler(document, findings, default_schema, format or formats.FORMAT).compile()
         except RecursionError:
             findings.error("an expression is nested too deeply", None)
     if findings.errors:
@@ -90,19 +93,22 @@ def compile_rules(source: Source, *, default_schema: str = "public") -> Compiled
 
 
 class _Compiler:
-    def __init__(self, document: RulesDocument, findings: Findings, default_schema: str) -> None:
+    def __init__(self, document: RulesDocument, findings: Findings, default_schema: str, format: int) -> None:
         self._document, self._findings, self._default_schema = document, findings, default_schema
+        self._format = format
         self._columns: list[NamedColumn] = []
         self._selects: dict[str, Select] = {}  # common table expressions by their text
         self._tables: dict[NamedTable, None] = {}
-        self._buckets = _Sources(document.options)
-        self._indexes = _Sources(document.options)
+        self._buckets = _Sources(document.options, format)
+        self._indexes = _Sources(document.options, format)
 
     def compile(self) -> CompiledRules:
         definitions = [*self._bucket_definitions(), *self._streams()]
         events = self._events()
         document = self._document
-        plan = CompiledPlan(tuple(definitions), self._buckets.all(), self._indexes.all(), document.options.values)
+        plan = CompiledPlan(
+            tuple(definitions), self._buckets.all(), self._indexes.all(), document.options.values, self._format
+        )
         documented: list[StreamDefinition | BucketDefinition] = [*document.streams, *document.buckets]
         accepting = frozenset(str(item.name.value) for item in documented if item.accepts_danger)
         return CompiledRules(
@@ -308,15 +314,15 @@ class _Compiler:
 class _Sources:
     """Bucket sources or lookup sources; equal ones are one, under the name of the first."""
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, options: Options, format: int) -> None:
+        self._options, self._format = options, format
         self._numbers: dict[str, int] = {}
         self._sources: list[CompiledSource] = []
 
     def add(self, name: str, queries: tuple[RowQuery, ...], *, gives_receipts: bool = False) -> int:
         """The number of the source with these queries."""
         ordered = tuple({sort_key(query): query for query in queries}.values())
-        key = identity(sorted(sort_key(query) for query in ordered), self._options.values)
+        key = identity(sorted(sort_key(query) for query in ordered), self._options.values, self._format)
         if key not in self._numbers:
             self._numbers[key] = len(self._sources)
             self._sources.append(CompiledSource(name, key, ordered, gives_receipts))

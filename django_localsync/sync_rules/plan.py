@@ -224,6 +224,10 @@ class Plan(Protocol):
         """Hash (hex) of the whole plan, requests included."""
 
     @property
+    def format(self) -> int:
+        """The format of the operations that it makes; see formats.py."""
+
+    @property
     def tables(self) -> frozenset[TablePattern]:
         """All tables and wildcards that the rules read."""
 

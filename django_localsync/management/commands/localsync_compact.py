@@ -14,7 +14,14 @@ from rich.progress import track
 
 from ...conf import get_settings
 from ...replication.diagnosis import diagnose
-from ...storage.compactor import Savings, changed_buckets, compact_bucket, reclaim_space, storage_bytes
+from ...storage.compactor import (
+    Savings,
+    changed_buckets,
+    compact_bucket,
+    reclaim_space,
+    record_savings,
+    storage_bytes,
+)
 from ...storage.connections import Connection, connect
 from .localsync_status import size
 
@@ -39,7 +46,10 @@ class Command(BaseCommand):
             with closing(connect(get_settings().storage)) as storage:
                 before = storage_bytes(storage)
                 console = Console(file=cast(IO[str], self.stderr), no_color=options["no_color"])
-                compact_all(storage, savings, console, quiet=options["json"] or options["verbosity"] == 0)
+                try:
+                    compact_all(storage, savings, console, quiet=options["json"] or options["verbosity"] == 0)
+                finally:
+                    record_savings(storage, savings)
                 reclaim_space(storage)
                 after = storage_bytes(storage)
         except Error as error:

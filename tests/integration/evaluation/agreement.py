@@ -86,7 +86,9 @@ def granted_buckets() -> dict[int, set[str]]:
 
 async def served_buckets(users: list[User]) -> dict[int, set[str]]:
     """The buckets that the server gives each user, without the incarnation and definition that begin their names."""
-    reader = StorageReader("default", plan_for=lambda rules: compile_rules(rules).plan, pool_size=1, max_buckets=1000)
+    reader = StorageReader(
+        "default", plan_for=lambda rules, _: compile_rules(rules).plan, pool_size=1, max_buckets=1000
+    )
     await reader.open()
     try:
         found = {}

@@ -22,7 +22,7 @@ from django_localsync.sync_rules.plan import (
 class ListedPlan:
     """Buckets "of everyone", "of the user" (one by `sub`), and "of lists" that a lookup by `sub` gives."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, format: int = 1) -> None:
         self._sources: list[dict[str, Any]] = json.loads(text)
         self.bucket_sources = [BucketSource(item["name"], _hash(item["name"])) for item in self._sources]
         self.lookup_sources = [LookupSource("members", _hash("members"))]
