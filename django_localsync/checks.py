@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from django.apps import apps
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as CheckWarning
@@ -20,7 +21,7 @@ from django.db import DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.utils.module_loading import import_string
 
-from . import auth
+from . import auth, routing
 from .auth import user_claims
 from .conf import Settings, get_settings, read_written_rules
 from .evaluation import Evaluator, compile_cached
@@ -162,6 +163,28 @@ def check_rules_against_database(databases: Sequence[str] | None = None, **_: An
         *(message for message in _of_layout(rules, _layout(tables)) if message.msg not in said),
         *_beyond_limits(),
     ]
+
+
+@register(TAG)
+def check_streams_are_routed(**_: Any) -> list[CheckMessage]:
+    """The project's ASGI application serves streams: a response that stays open for hours is not for WSGI."""
+    path = getattr(settings, "ASGI_APPLICATION", None)
+    if path is None:
+        problem = "ASGI_APPLICATION is not set, and no WSGI server can serve them"
+    else:
+        try:
+            import_string(path)
+        except Exception as error:
+            problem = f"ASGI_APPLICATION {path!r} cannot be imported: {error}"
+        else:
+            if routing.is_routed:
+                return []
+            problem = f"ASGI_APPLICATION {path!r} was not made with localsync_application"
+    hint = (
+        "write application = localsync_application(get_asgi_application(), prefix=…) in asgi.py, name it in "
+        "ASGI_APPLICATION, and run it with uvicorn or another ASGI server; see docs/reference/checks.md"
+    )
+    return [CheckWarning(f"devices get no streams: {problem}", hint=hint, id="localsync.W020")]
 
 
 @register(TAG, Tags.database)

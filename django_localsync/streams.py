@@ -26,6 +26,7 @@ from .buckets.announcement import BucketTotals
 from .buckets.operation import OpId
 from .conf import get_settings
 from .exceptions import AuthError, LimitExceeded, RequestError
+from .health import HealthCheck
 from .protocol.codings import Coding
 from .protocol.errors import TOO_MANY_REQUESTS
 from .protocol.lines import LineFormat
@@ -71,6 +72,7 @@ class StreamServer:
     def __init__(self, reader: StorageReader, notifications: Notifications) -> None:
         self.reader, self.notifications, self.pages = reader, notifications, Pages(reader)
         notifications.when_revoked = self._end_revoked
+        self.health = HealthCheck(reader)
         self.streams: set[Stream] = set()
         self._by_user = Counter[str]()
         self._stopping = False
@@ -114,6 +116,11 @@ class StreamServer:
         for stream in self.streams:
             if self.notifications.revocations.refuses(stream.bearer):
                 stream.revoke()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it takes no more streams."""
+        return self._stopping
 
     def stop(self) -> None:
         """End every stream normally; clients reconnect to whoever serves then."""

@@ -193,6 +193,21 @@ class TokenView(ProtocolView):
         return response
 
 
+class NeedsAsgiView(BearerView):
+    """What answers for streams and probes where they did not reach localsync_application."""
+
+    authentication_classes: Any = ()
+    permission_classes = ()
+
+    def get(self, request: Request) -> HttpResponse:
+        """Say why there is no stream here."""
+        logger.error("%s needs localsync_application under an ASGI server; see localsync.W020", request.path)
+        text = "this server cannot serve streams: they need an ASGI server that runs localsync_application"
+        raise RequestError(text, status=501)
+
+    post = get
+
+
 @csrf_exempt
 def no_such_path(request: HttpRequest) -> HttpResponse:
     """The answer to every other path."""

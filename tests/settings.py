@@ -41,4 +41,5 @@ TEMPLATES = [
     }
 ]
 ROOT_URLCONF = "tests.urls"
+ASGI_APPLICATION = "tests.asgi.application"
 DATABASES = {"default": parse_url(os.environ.get(URL_VARIABLE, "postgresql://postgres@127.0.0.1:5432/postgres"))}

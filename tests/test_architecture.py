@@ -25,7 +25,17 @@ FLOORS = [
     {"exceptions", "buckets", "pgoutput"},
     {"sync_rules", "protocol"},
     {"querysets", "storage", "models", "upload_models", "migrations", "conf", "auth", "key_sets"},
-    {"replication", "evaluation", "streams", "consumers", "revocation", "authentication", "views", "upload"},
+    {
+        "replication",
+        "evaluation",
+        "health",
+        "streams",
+        "consumers",
+        "revocation",
+        "authentication",
+        "views",
+        "upload",
+    },
     {"apps", "urls", "routing", "admin", "checks", "management", "testing"},
 ]
 PURE_ROOMS = {"exceptions", "buckets", "pgoutput", "sync_rules", "protocol"}

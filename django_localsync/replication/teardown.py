@@ -16,6 +16,7 @@ from ..models import (
     Bucket,
     BucketOperation,
     Checkpoint,
+    Compaction,
     CurrentRow,
     Definition,
     ParameterLookup,
@@ -32,7 +33,7 @@ from .slot import drop_slot, slot_prefix
 SLOT_RELEASE_S = 10.0  # a walsender notices within this that its replicator is gone
 STORAGE = (
     BucketOperation, CurrentRow, ParameterLookup, Bucket, Backfill, SourceTable, Source, Definition, RuleSet,
-    WriteCheckpoint, Checkpoint,
+    WriteCheckpoint, Checkpoint, Compaction,
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import orjson
 from django.db import connections
 from psycopg import AsyncClientCursor, AsyncConnection, OperationalError
 from psycopg.errors import UndefinedColumn, UndefinedTable
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from ..buckets.announcement import BucketTotals, bucket_digest, lookup_digest, write_checkpoint_digest
 from ..buckets.operation import OpId
@@ -227,6 +227,30 @@ class StorageReader:
                              FROM localsync_definition WHERE state = 'served')
           FROM localsync_rule_set WHERE state = 'active'
     """
+
+    async def check_rules(self) -> None:
+        """Find out whether anything can be served now.
+
+        Raises RequestError as `read_checkpoint` does where no rules are active, or not of a known format.
+        """
+        async with self._turns:
+            try:
+                await self._check_rules()
+            except PoolTimeout:
+                raise  # nobody has answered for long enough
+            except OperationalError:
+                await self._pool.check()  # as in _read_again
+                await self._check_rules()
+
+    async def _check_rules(self) -> None:
+        if (rules := self._rules) is not None:
+            async with self._pool.connection() as connection:
+                active = await (await connection.execute(self.ACTIVE, (rules.id,))).fetchone()
+            if active is None and self._rules is rules:
+                self._rules = None
+        await self._load_rules()
+
+    ACTIVE = "SELECT FROM localsync_rule_set WHERE id = %s AND state = 'active'"
 
     async def _load_rules(self) -> ServedRules:
         async with self._loading:

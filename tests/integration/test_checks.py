@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from threading import Thread
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+import httpx2
 import pytest
 from django.contrib.auth.models import User
 from django.core.checks import CheckMessage, run_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.core.wsgi import get_wsgi_application
 from django.db import connection
 from django.test import override_settings
 
@@ -372,3 +376,48 @@ def test_where_counting_takes_long_statistics_tell_who_would_be_refused(checked,
 
     assert identifier == "localsync.W009"
     assert "about 40 rows of public.lists_members have one user_id" in message
+
+
+# --- streams under WSGI ---
+
+
+@pytest.mark.parametrize(
+    ("application", "problem"),
+    [
+        (None, "ASGI_APPLICATION is not set"),
+        ("tests.nowhere.application", "cannot be imported"),
+        ("django.core.asgi.get_asgi_application", "was not made with localsync_application"),
+    ],
+)
+def test_a_project_whose_streams_are_not_served_is_told_why(checked, settings, monkeypatch, application, problem):
+    monkeypatch.setattr("django_localsync.routing.is_routed", False)
+    settings.ASGI_APPLICATION = application
+
+    ((identifier, text),) = found(checked(RULES=rules(MINE)))
+
+    assert identifier == "localsync.W020"
+    assert problem in text
+    assert "localsync_application(" in text
+
+
+class QuietHandler(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def wsgi_address() -> Iterator[str]:
+    with make_server("127.0.0.1", 0, get_wsgi_application(), handler_class=QuietHandler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_stream_asked_of_a_wsgi_server_is_refused_with_the_reason(wsgi_address):
+    for method, path in (("POST", "sync/stream"), ("GET", "write-checkpoint.json"), ("GET", "probes/readiness")):
+        response = httpx2.request(method, f"{wsgi_address}/localsync/{path}", timeout=10)
+        assert response.status_code == 501
+        assert "need an ASGI server" in response.json()["error"]["description"]
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
