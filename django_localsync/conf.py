@@ -105,6 +105,9 @@ class Settings:
     stream_pool_size: int = 8
     """Database connections that one ASGI process uses to read for its streams."""
 
+    metrics_token: str | None = None
+    """What Prometheus must send as bearer token to read `metrics`; without it there are none."""
+
     unknown: tuple[str, ...] = field(default=())
     """Keys of LOCALSYNC that mean nothing; a system check names them."""
 

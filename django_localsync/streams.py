@@ -25,6 +25,7 @@ from .auth import EXPIRED, REVOKED
 from .buckets.announcement import BucketTotals
 from .buckets.operation import OpId
 from .conf import get_settings
+from .counters import counters
 from .exceptions import AuthError, LimitExceeded, RequestError
 from .health import HealthCheck
 from .protocol.codings import Coding
@@ -189,6 +190,11 @@ def _handle_signal(number: int, frame: FrameType | None) -> None:
     _previous_handlers[number](number, frame)
 
 
+def count_open_streams() -> int:
+    """How many streams this process serves now."""
+    return sum(len(server.streams) for server in list(_servers.values()))
+
+
 def compile_plan(rules: str, format: int) -> Plan:
     """The plan of a stored rule set."""
     return compile_rules(rules, format=format).plan
@@ -262,6 +268,7 @@ class Stream:
 
     async def _serve(self, send: Send) -> None:
         self._server.admit(self)
+        counters.streams += 1
         await self._server.start()
         self._server.check(self.bearer)  # whatever is revoked from now on finds this stream among the open ones
         actions = self._session.start(self._loop.time())
@@ -342,9 +349,14 @@ class Stream:
         if self._gathered_bytes >= SEND_BYTES:
             await self._flush(send)  # the read goes on meanwhile
         if page is not None:
+            counters.operations += page.operations
             return page
         assert reading is not None
-        return await reading or PageRefused()
+        page = await reading
+        if page is None:
+            return PageRefused()
+        counters.operations += page.operations
+        return page
 
     async def _read_checkpoint(self) -> ServedCheckpoint:
         notifications = self._server.notifications
@@ -378,9 +390,11 @@ class Stream:
 
     async def _flush(self, send: Send) -> None:
         if self._lines:
-            lines, self._lines, self._gathered_bytes = self._lines, [], 0
+            lines, self._lines = self._lines, []
+            size, self._gathered_bytes = self._gathered_bytes, 0
             self.sending_since = self._loop.time()
             await send(lines)
+            counters.bytes += size
             self.sending_since = inf
 
 

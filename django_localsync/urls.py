@@ -11,6 +11,7 @@ urlpatterns = [
     path("write-checkpoint2.json", views.WriteCheckpointView.as_view(), name="write-checkpoint"),
     path("sync/checkpoint-request", views.CheckpointRequestView.as_view(), name="checkpoint-request"),
     path("token", views.TokenView.as_view(), name="token"),
+    path("metrics", views.metrics, name="metrics"),
     # Served by routing.py, unless the server speaks WSGI or the streams were not routed.
     re_path(r"^(?:sync/stream|write-checkpoint\.json|probes/\w+)$", views.NeedsAsgiView.as_view()),
     re_path("", views.no_such_path),

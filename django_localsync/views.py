@@ -27,6 +27,7 @@ from rest_framework.views import APIView
 from .auth import Token, make_token
 from .authentication import SubjectAuthentication, TokenAuthentication
 from .conf import get_settings
+from .counters import counters
 from .exceptions import AuthError, RequestError
 from .protocol.crud import encode_answer, parse_upload
 from .protocol.errors import (
@@ -121,6 +122,7 @@ class UploadView(BearerView):
         check_not_revoked(token_of(request), upload.client_id)
         with translation.override(translation.get_language_from_request(request._request)):
             results = self.get_handler().handle(upload, request.user, user_key(request))
+        counters.count_uploads(results)
         return _json(encode_answer(results))
 
     def get_handler(self) -> UploadHandler:
@@ -206,6 +208,18 @@ class NeedsAsgiView(BearerView):
         raise RequestError(text, status=501)
 
     post = get
+
+
+def metrics(request: HttpRequest) -> HttpResponse:
+    """`GET metrics`: figures for Prometheus, for whoever has METRICS_TOKEN; without that setting there are none."""
+    token = get_settings().metrics_token
+    if not token:
+        return no_such_path(request)
+    try:
+        from .metrics import respond
+    except ImportError:
+        return _error(RequestError("the server lacks prometheus-client; install the extra [metrics]", status=501))
+    return respond(request, token)
 
 
 @csrf_exempt

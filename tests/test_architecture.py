@@ -24,11 +24,12 @@ PACKAGE = ROOT / "django_localsync"
 FLOORS = [
     {"exceptions", "buckets", "pgoutput"},
     {"sync_rules", "protocol"},
-    {"querysets", "storage", "models", "upload_models", "migrations", "conf", "auth", "key_sets"},
+    {"querysets", "storage", "models", "upload_models", "migrations", "conf", "auth", "key_sets", "counters"},
     {
         "replication",
         "evaluation",
         "health",
+        "metrics",
         "streams",
         "consumers",
         "revocation",

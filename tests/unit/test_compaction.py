@@ -13,8 +13,10 @@ from django_localsync.buckets import compaction
 from django_localsync.buckets.checksum import add_checksums
 from django_localsync.buckets.compaction import Walk, compact, is_mostly_dead, rewrite
 from django_localsync.buckets.operation import Operation, OpId, OpKind
+from tests.conftest import SOAK
 from tests.vectors import vectors
 
+CASES = 10_000 if SOAK else 50
 REDUCED = tuple[dict[tuple[str | None, str | None, str | None], Operation], int]
 
 
@@ -118,6 +120,7 @@ CLEARED_TWICE = [
 LIVE_HEAD = [(OpKind.PUT, "lists", "c", "1/x", 5, 1), *CLEARED_TWICE]
 
 
+@settings(max_examples=CASES)
 @given(histories, st.lists(st.integers(0, 80), max_size=3).map(sorted))
 @example(CLEARED_TWICE, [4, 80])
 @example(LIVE_HEAD, [80])
@@ -134,6 +137,7 @@ def walk_in_parts(operations, compacted_op_id, size):
     return found, walk.live
 
 
+@settings(max_examples=CASES)
 @given(histories, st.integers(0, 80), st.integers(1, 5))
 def test_a_walk_that_remembers_only_what_is_new_finds_the_same(made, compacted_op_id, size):
     operations = compact(make_history(made), OpId(compacted_op_id))
