@@ -18,7 +18,7 @@ from django_localsync.buckets.operation import Operation, OpId, OpKind
 from django_localsync.storage import compactor
 from django_localsync.storage.compactor import Compactor, Savings, changed_buckets, compact_bucket
 from django_localsync.storage.connections import connect
-from tests.integration.serving.conftest import Lines, Storage
+from tests.integration.serving.conftest import Lines, Server, Storage, Streams
 from tests.integration.serving.conftest import start_server as start_server
 from tests.integration.serving.conftest import storage as storage
 from tests.integration.serving.conftest import streams as streams
@@ -262,6 +262,8 @@ def test_open_streams_always_add_up_while_writers_and_two_compactors_run(storage
     threads = [threading.Thread(target=compact_on) for _ in range(2)]
     devices = [(Device(), Lines(streams.open(server))) for _ in range(3)]
     followers = [threading.Thread(target=follow_until_end, args=(*each, errors)) for each in devices]
+    comer = Device()
+    followers.append(threading.Thread(target=come_and_go_until_end, args=(comer, server, errors)))
     try:
         for thread in (*threads, *followers):
             thread.start()
@@ -282,7 +284,7 @@ def test_open_streams_always_add_up_while_writers_and_two_compactors_run(storage
     late = Device()
     late.follow(Lines(streams.open(server)))
     assert totals(storage, storage.definitions["all"] << 32 | 1)[3] > 0, "it was never rewritten"
-    assert all(device.rows() == late.rows() for device, _ in devices)
+    assert all(device.rows() == late.rows() for device in (comer, *(device for device, _ in devices)))
 
 
 def follow_until_end(device: Device, lines: Lines, errors: list) -> None:
@@ -291,6 +293,25 @@ def follow_until_end(device: Device, lines: Lines, errors: list) -> None:
             device.follow(lines)
     except BaseException as error:
         errors.append(error)
+
+
+def come_and_go_until_end(device: Device, server: Server, errors: list) -> None:
+    """Connect again and again from wherever the device stands (I4), and leave in the midst of a checkpoint."""
+    chance, visitor = random.Random(7), Streams()
+    try:
+        while "end" not in device.rows():
+            positions = [{"name": name, "after": str(ops[-1].op_id)} for name, ops in device.history.items() if ops]
+            response = visitor.open(server, buckets=positions)
+            lines = Lines(response)
+            rest = chance.randrange(1, 6)  # a line, or some, or all of a checkpoint and of the next
+            while rest and "end" not in device.rows():
+                device.take(lines.next())
+                rest -= 1
+            response.close()
+    except BaseException as error:
+        errors.append(error)
+    finally:
+        visitor.client.close()
 
 
 def check_withheld_operations_are_left_alone(storage: Storage) -> None:
