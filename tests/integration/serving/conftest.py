@@ -33,6 +33,7 @@ from tests.settings import URL_VARIABLE
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 10.0
+START_TIMEOUT_S = 60.0  # two cores under a full test run: imports alone may take seconds
 RULES = [
     {"name": "all", "of": "everyone", "priority": 1},
     {"name": "mine", "of": "user"},
@@ -199,7 +200,7 @@ def server(request: pytest.FixtureRequest, start_server: StartServer) -> Server:
 
 
 def _wait_for_port(server: Server) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and server.process.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", server.port)) == 0:
