@@ -240,8 +240,7 @@ class SourceReader(Thread):
             backfill.on_the_way += 1
             while backfill.on_the_way > 2 and backfill.attempt == attempt and not self._stopping.is_set():
                 self._backfills.changed.wait(0.25)
-            ended = self._backfills.get(backfill.stored.id) is not backfill
-            return backfill.attempt == attempt and not ended and not self._stopping.is_set()
+            return backfill.attempt == attempt and not self._stopping.is_set()
 
     @contextmanager
     def _snapshot_of(self, backfill: Backfill) -> Iterator[tuple[Snapshot, CatalogTable]]:

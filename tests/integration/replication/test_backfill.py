@@ -10,8 +10,12 @@ import psycopg
 import pytest
 
 from django_localsync.replication import source_reader
+from django_localsync.replication.backfills import Backfill, Backfills
 from django_localsync.replication.marks import ChunkRead, CountBegun, Mark, Marks
+from django_localsync.replication.source_reader import SourceReader
 from django_localsync.storage.connections import connect
+from django_localsync.storage.sources import StoredBackfill, StoredTable
+from django_localsync.sync_rules.plan import TableName
 from tests.conftest import ROOT
 from tests.processes import project_environment, running
 from tests.replication import RunningReplicator, replicating
@@ -454,3 +458,21 @@ def test_two_tables_and_a_new_definition_of_one_that_is_read_already(reading):
         eventually(rows, source_rows())
         assert len(rows("others|0[]")) == len(rows("more|0[]")) == ROWS
         assert values("title", "others|0[]")["4"] == "between"
+
+
+def test_a_table_is_given_up_while_its_rows_are_counted():
+    """The reading thread waits for chunks to be applied; those of a table that is not read any more never are."""
+    backfills, marks = Backfills(), Marks()
+    stored = StoredBackfill(1, 1, frozenset(), False, False, (), True, "waiting", None, 0, 0, 0, 0)
+    backfill = Backfill(stored, StoredTable(1, 1, TableName("public", "note"), "row", (), (), True))
+    backfills.add(backfill)
+    backfill.on_the_way = 5
+    reader = SourceReader("default", "localsync", None, backfills, marks, 0, {}, "slot")  # type: ignore[arg-type]
+    answers: list[bool] = []
+    reading = Thread(target=lambda: answers.append(reader._may_send(backfill, backfill.attempt)))
+    reading.start()
+
+    backfills.end(1)
+
+    reading.join(10)
+    assert answers == [False]
