@@ -12,6 +12,7 @@ from channels.generic.http import AsyncHttpConsumer  # type: ignore[import-untyp
 
 from ..exceptions import RequestError
 from ..protocol.errors import CORS_HEADERS, CORS_PREFLIGHT_HEADERS, encode_error
+from .daphne import unsent_bytes_of
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class RequestConsumer(AsyncHttpConsumer):  # type: ignore[misc]
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request."""
         self._receive, self._abandoned = receive, False
+        self.unsent_bytes = unsent_bytes_of(send)
         self.started = False  # whether an answer is on its way, so that no other can be given
         await super().__call__(scope, receive, send)
 

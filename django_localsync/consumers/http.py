@@ -16,6 +16,7 @@ from ..protocol.requests import parse_stream_request
 from ..protocol.session import SendLine
 from ..streams import Stream, get_stream_server
 from .base import RequestConsumer, encode_headers
+from .daphne import wait_until_taken
 
 BODY_TIMEOUT_S = 30.0
 PIECE_BYTES = 64 << 10  # some servers hold several pieces for a client that does not read, however large they are
@@ -72,6 +73,8 @@ class SyncStreamConsumer(RequestConsumer):
         for start in range(0, len(body), PIECE_BYTES):
             piece = body[start : start + PIECE_BYTES]
             await self.base_send({"type": "http.response.body", "body": piece, "more_body": True})
+            if self.unsent_bytes is not None:
+                await wait_until_taken(self.unsent_bytes)
 
     def _stream_headers(self) -> dict[str, str]:
         about_coding = {} if self._coding is Coding.IDENTITY else {"Content-Encoding": self._coding.value}

@@ -31,6 +31,7 @@ from ..protocol.rsocket import (
 )
 from ..protocol.session import SendLine
 from ..streams import Stream, get_stream_server
+from .daphne import unsent_bytes_of, wait_until_taken
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class SyncSocketConsumer(AsyncConsumer):  # type: ignore[misc]
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection."""
         self.scope, self._receive, self.base_send = scope, receive, send
+        self._unsent_bytes = unsent_bytes_of(send)
         self._connection = RSocketConnection()
         self._credit_granted = asyncio.Event()
         self._token: Token | None = None
@@ -142,6 +144,8 @@ class SyncSocketConsumer(AsyncConsumer):  # type: ignore[misc]
                 self._credit_granted.clear()
                 await self._credit_granted.wait()
             await self.base_send({"type": "websocket.send", "bytes": self._connection.encode_line(line.line)})
+            if self._unsent_bytes is not None:
+                await wait_until_taken(self._unsent_bytes)
 
     async def _stop_serving(self) -> None:
         serving, self._serving = self._serving, None

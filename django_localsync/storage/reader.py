@@ -32,7 +32,7 @@ from .notifications import Interests
 
 POOL_TIMEOUT_S = 5.0
 PAGE_OPERATIONS = 1000
-PAGE_BYTES = 1 << 20  # of row data; a page ends with the operation that reaches it
+PAGE_BYTES = 512 << 10  # of row data; a page ends with the operation that reaches it. Daphne sends no message of 1 MiB
 
 Connection = AsyncConnection[tuple[Any, ...]]
 PlanFor = Callable[[str, int], Plan]
