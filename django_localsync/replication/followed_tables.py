@@ -22,7 +22,7 @@ from .changes import ChangeApplier, ReplicatedTable
 from .layout import Identity, LayoutBuilder, identity_at
 from .marks import CatalogRead
 from .progress import Progress
-from .tables import CatalogTable, still_mean
+from .tables import CatalogTable, still_mean, type_line
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,21 @@ NO_IDENTITY = (
     "has no replica identity: its new rows are synced, updates and deletes are not; "
     "give it a primary key, or ALTER TABLE … REPLICA IDENTITY FULL"
 )
+
+
+IN_DOUBT = "\nin doubt"  # as a line of a column's meaning: nothing that the catalogue says is the same
+
+
+class ColumnsInDoubt(Exception):
+    """At this place in the stream, columns that rules read are not those that rows were read with.
+
+    Rows that changed meanwhile were evaluated without them, so the table must be read again, even if the catalogue
+    never shows another layout: a column may have had another name for the length of a transaction.
+    """
+
+    def __init__(self, table: StoredTable, columns: Collection[str]) -> None:
+        self.table, self.columns = table, frozenset(columns)
+        super().__init__(f"columns of {table.name} change ({', '.join(sorted(columns))}); its rows are read again")
 
 
 class IdentityChanged(Exception):
@@ -78,7 +93,11 @@ class FollowedTables:
         return stored is not None and stored.followed
 
     def note_relation(self, relation: Relation) -> None:
-        """The stream announces a layout. Raises IdentityChanged where the stored rows cannot be continued with it."""
+        """The stream announces a layout.
+
+        Raises IdentityChanged where the stored rows cannot be continued with it, ColumnsInDoubt where they are not
+        read as they were.
+        """
         self._relations[relation.oid] = relation
         self._layouts.pop(relation.oid, None)
         stored = self.stored.get(relation.oid)
@@ -89,6 +108,24 @@ class FollowedTables:
         is_other_row = identity[0] == "row" and names != dict(stored.columns).keys()
         if is_other_row or identity != (stored.identity, stored.key_columns):
             raise IdentityChanged(stored, identity, names)
+        doubtful = self._doubtful_columns(stored, relation)
+        if doubtful:
+            raise ColumnsInDoubt(stored, doubtful)
+
+    def _doubtful_columns(self, stored: StoredTable, relation: Relation) -> frozenset[str]:
+        """Columns in use that are gone, or of another type than rows were read with, and not in doubt already."""
+        has = {column.name: column.type_oid for column in relation.columns}
+        changed = {
+            name
+            for name, meaning in stored.columns
+            if not meaning.endswith(IN_DOUBT) and (name not in has or type_line(has[name]) not in meaning.split("\n"))
+        }
+        return self.layouts.used_names(stored.name, dict(stored.columns)) & changed if changed else frozenset()
+
+    def doubt(self, table: StoredTable, columns: Collection[str]) -> None:
+        """Remember that these columns were not what they are; the next look at the catalogue has the rows read."""
+        meanings = [(name, meaning + IN_DOUBT if name in columns else meaning) for name, meaning in table.columns]
+        sources.set_table_columns(self._storage, table.id, meanings)
 
     def layout(self, oid: int) -> ReplicatedTable | None:
         """How the stream's tuples of this table are to be read, or None where they are of no use."""

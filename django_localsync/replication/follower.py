@@ -28,7 +28,7 @@ from .changes import ChangeApplier
 from .connection import ReplicationConnection, SystemIdentity, check_direct
 from .diagnosis import Verdict, diagnose
 from .filling import Filling, NeedsReading, Resume
-from .followed_tables import FollowedTables, IdentityChanged
+from .followed_tables import ColumnsInDoubt, FollowedTables, IdentityChanged
 from .layout import LayoutBuilder
 from .marks import Marks
 from .progress import Progress
@@ -272,6 +272,11 @@ class _Session:
                 )
                 self._writer.publish(self._stored.id, stream.position)
             raise Resume("a table's identity changed") from change
+        except ColumnsInDoubt as change:
+            logger.info("%s", change)
+            with self._storage.transaction():
+                self._tables.doubt(change.table, change.columns)
+            raise Resume("a table's columns changed") from change
         except NeedsReading as need:
             logger.info("%s", need)
             with self._writer.transaction():

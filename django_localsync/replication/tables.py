@@ -53,7 +53,7 @@ class CatalogColumn:
     @property
     def meaning(self) -> str:
         """What values that were read depend on, a line each; see `still_mean`."""
-        return "\n".join([f"column {self.number}", self.type_name, *self.type_facts])
+        return "\n".join([f"column {self.number}", self.type_name, type_line(self.type_oid), *self.type_facts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,11 @@ def read_table(connection: Connection, oid: int) -> CatalogTable | None:
     """One ordinary table, or None where it is gone."""
     row = connection.execute(CATALOG_TABLES, {"toast_target": DEFAULT_TOAST_TARGET, "oid": oid}).fetchone()
     return _with_type_facts(connection, [_catalog_table(row)])[0] if row else None
+
+
+def type_line(oid: int) -> str:
+    """The line of a meaning that names the type as the stream does."""
+    return f"type {oid}"
 
 
 def still_mean(before: str, now: str | None) -> bool:

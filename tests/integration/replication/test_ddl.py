@@ -383,3 +383,26 @@ def test_columns_of_a_table_without_a_key_change(statement):
         execute("DELETE FROM note WHERE title = 'two'")
         eventually(lambda: set(rows()), {"1"})
         replicator.catch_up()
+
+
+@pytest.mark.parametrize("between", ["", "COMMIT; BEGIN;"], ids=["within a transaction", "between transactions"])
+@pytest.mark.parametrize(
+    ("away", "back"),
+    [
+        ("RENAME owner TO holder", "RENAME holder TO owner"),
+        ("ALTER number TYPE text", "ALTER number TYPE int USING number::int"),
+    ],
+    ids=["another name", "another type"],
+)
+def test_a_column_is_another_one_for_a_moment(between, away, back):
+    """Nobody who looks at the catalogue sees it; rows that changed meanwhile were evaluated with it."""
+    make_notes()
+    with replicating(streams(all="SELECT id, title, number FROM note WHERE owner <> 'nobody'")) as replicator:
+        before = rows()
+        assert len(before) == 2
+        execute(
+            f"BEGIN; ALTER TABLE note {away}; {between} UPDATE note SET title = title || '!'; {between}"
+            f" ALTER TABLE note {back}; COMMIT"
+        )
+        replicator.catch_up()
+        eventually(rows, {key: {**row, "title": row["title"] + "!"} for key, row in before.items()})
