@@ -84,7 +84,7 @@ class Settings:
     max_streams: int = 5000
     """Most streams that one ASGI process serves at a time; each takes some 25 KB."""
 
-    max_streams_per_user: int = 100
+    max_streams_per_user: int = 1000
     """Most streams of one user that one ASGI process serves at a time."""
 
     max_request_bytes: int = 4 * 1024 * 1024
