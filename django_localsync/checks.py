@@ -187,6 +187,16 @@ def check_streams_are_routed(**_: Any) -> list[CheckMessage]:
     return [CheckWarning(f"devices get no streams: {problem}", hint=hint, id="localsync.W020")]
 
 
+@register(TAG, deploy=True)
+def check_server(**_: Any) -> list[CheckMessage]:
+    """Daphne among the apps is what serves `runserver`, and then mostly production, too."""
+    if not apps.is_installed("daphne"):
+        return []
+    hint = "serve streams by uvicorn, granian or hypercorn; see docs/howto/deployment.md"
+    message = "daphne is installed as an app; it buffers responses without bound for clients that do not read"
+    return [CheckWarning(message, hint=hint, id="localsync.W010")]
+
+
 @register(TAG, Tags.database)
 def check_format(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
     """This release knows the format of what is stored."""

@@ -421,3 +421,15 @@ def test_a_stream_asked_of_a_wsgi_server_is_refused_with_the_reason(wsgi_address
         assert response.status_code == 501
         assert "need an ASGI server" in response.json()["error"]["description"]
         assert response.headers["Access-Control-Allow-Origin"] == "*"
+
+
+def test_daphne_is_warned_of_where_it_may_serve_production(settings):
+    def warned(*, deploy: bool) -> bool:
+        return "localsync.W010" in {message.id for message in run_checks(tags=[TAG], include_deployment_checks=deploy)}
+
+    assert not warned(deploy=True)
+
+    settings.INSTALLED_APPS = ["daphne", *settings.INSTALLED_APPS]
+
+    assert warned(deploy=True)
+    assert not warned(deploy=False)
