@@ -78,7 +78,9 @@ class SyncStreamConsumer(RequestConsumer):
 
     def _stream_headers(self) -> dict[str, str]:
         about_coding = {} if self._coding is Coding.IDENTITY else {"Content-Encoding": self._coding.value}
-        return {**STREAM_HEADERS, "Content-Type": self._format.value, **about_coding}
+        # Who comes back shall find another process; and some servers do not end while a connection is kept alive.
+        about_connection = {"Connection": "close"} if self.scope["http_version"].startswith("1") else {}
+        return {**STREAM_HEADERS, "Content-Type": self._format.value, **about_coding, **about_connection}
 
     async def _read_body(self, message: Mapping[str, Any]) -> bytes:
         """The whole body. Raises LimitExceeded (413) for too large a one, ConnectionError when the client leaves."""

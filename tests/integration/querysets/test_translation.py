@@ -367,6 +367,7 @@ def test_a_stream_is_made_of_querysets():
         Stream(Label)  # type: ignore[arg-type]
 
 
+@pytest.mark.django_db  # since Django 6, checks of databases run without being asked for
 def test_check_says_which_lookup_of_which_stream_cannot_be(settings: Any):
     settings.LOCALSYNC = {"RULES": [Stream(DOCUMENTS.filter(title__icontains="x"), name="found")]}
 

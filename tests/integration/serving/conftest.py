@@ -154,7 +154,7 @@ COMMANDS = {
     "uvicorn": ["uvicorn", "--log-level=warning", "--port"],
     "daphne": ["daphne", "--verbosity=0", "--bind=127.0.0.1", "--port"],
     "granian": ["granian", "--interface=asginl", "--log-level=warning", "--workers-kill-timeout=3", "--port"],
-    "hypercorn": ["hypercorn", "--graceful-timeout=1", "--log-level=warning", "--bind"],
+    "hypercorn": ["hypercorn", "--workers=0", "--graceful-timeout=1", "--log-level=warning", "--bind"],
 }
 
 StartServer = Callable[..., Server]
