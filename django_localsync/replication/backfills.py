@@ -58,7 +58,6 @@ class Backfills:
         with self.changed:
             ended = self._all.pop(backfill, None)
             if ended is not None:
-                ended.attempt += 1  # whoever reads it now must not wait for what will never be applied
                 self._of_table[ended.stored.table].remove(ended)
             self.changed.notify_all()
 

@@ -235,12 +235,17 @@ class SourceReader(Thread):
         self._announce(backfill, TableRead(stored.id, attempt))
 
     def _may_send(self, backfill: Backfill, attempt: int) -> bool:
-        """Wait for the follower; answers False when what is being read is void."""
+        """Wait for the follower; answers False when what is being read is void, or was given up."""
+
+        def is_wanted() -> bool:
+            known = self._backfills.get(backfill.stored.id) is backfill
+            return known and backfill.attempt == attempt and not self._stopping.is_set()
+
         with self._backfills.changed:
             backfill.on_the_way += 1
-            while backfill.on_the_way > 2 and backfill.attempt == attempt and not self._stopping.is_set():
+            while backfill.on_the_way > 2 and is_wanted():
                 self._backfills.changed.wait(0.25)
-            return backfill.attempt == attempt and not self._stopping.is_set()
+            return is_wanted()
 
     @contextmanager
     def _snapshot_of(self, backfill: Backfill) -> Iterator[tuple[Snapshot, CatalogTable]]:

@@ -460,7 +460,8 @@ def test_two_tables_and_a_new_definition_of_one_that_is_read_already(reading):
         assert values("title", "others|0[]")["4"] == "between"
 
 
-def test_a_table_is_given_up_while_its_rows_are_counted():
+@pytest.mark.parametrize("moment", ["before", "while it waits"])
+def test_a_table_is_given_up_while_its_rows_are_counted(moment):
     """The reading thread waits for chunks to be applied; those of a table that is not read any more never are."""
     backfills, marks = Backfills(), Marks()
     stored = StoredBackfill(1, 1, frozenset(), False, False, (), True, "waiting", None, 0, 0, 0, 0)
@@ -470,9 +471,13 @@ def test_a_table_is_given_up_while_its_rows_are_counted():
     reader = SourceReader("default", "localsync", None, backfills, marks, 0, {}, "slot")  # type: ignore[arg-type]
     answers: list[bool] = []
     reading = Thread(target=lambda: answers.append(reader._may_send(backfill, backfill.attempt)))
-    reading.start()
-
-    backfills.end(1)
+    if moment == "before":
+        backfills.end(1)
+        reading.start()
+    else:
+        reading.start()
+        wait_until(lambda: backfill.on_the_way == 6)
+        backfills.end(1)
 
     reading.join(10)
     assert answers == [False]
