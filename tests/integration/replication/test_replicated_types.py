@@ -59,9 +59,9 @@ def test_rows_of_every_type_reach_clients_alike_by_copy_and_stream():
     with closing(connect("default", options=PLAIN)) as user:
         factory = TypeFactory(random.Random(seed), user)
         types = factory.types(15)
-        drawn = [factory.row(types) for _ in range(10)]
         for statement in create_table(TABLE, types):
             user.execute(statement.encode())
+        drawn = [factory.row(types) for _ in range(10)]  # values may name the table
         for number, row in enumerate(drawn):
             user.execute(insert(TABLE, number, row).encode())
         spoil(user, HOSTILE)

@@ -137,9 +137,8 @@ def test_pages_are_bounded_by_operations_and_by_bytes(storage: Storage, server: 
 
     pages = [len(line["data"]["data"]) for line in lines if "data" in line]
     assert sum(pages) == 1505
-    assert pages[0] == 1000
-    assert pages[1] == 504  # 1.2 MB: a page ends with the operation that reaches 1 MiB
-    assert [line["data"]["has_more"] for line in lines if "data" in line] == [True, True, False]
+    assert pages == [1000, 502, 2, 1]  # a page ends with the operation that reaches 512 KiB
+    assert [line["data"]["has_more"] for line in lines if "data" in line] == [True, True, True, False]
 
 
 def test_a_token_that_expires_ends_the_stream(storage: Storage, server: Server, streams: Streams):
