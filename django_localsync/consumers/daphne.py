@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-MAX_UNSENT_BYTES = 1 << 20
-CHECK_INTERVAL_S = 0.02
+MAX_UNSENT_BYTES = 512 << 10
+CHECK_INTERVAL_S = 0.01
 
 
 def unsent_bytes_of(send: Any) -> Callable[[], int] | None:

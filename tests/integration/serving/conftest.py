@@ -143,11 +143,29 @@ class Server:
         return time.monotonic() - begin
 
     def stop(self) -> float:
-        """SIGTERM; the seconds until it ended."""
+        """SIGTERM; the seconds until it ended, and its workers with it."""
         begin = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(DEADLINE_S)
+        while self._is_alive():
+            assert time.monotonic() - begin < DEADLINE_S, "a worker outlives its server"
+            time.sleep(0.02)
         return time.monotonic() - begin
+
+    def kill(self) -> None:
+        """End it and its workers, which a server that is killed leaves behind."""
+        if self._is_alive():
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _is_alive(self) -> bool:
+        """Whether anything of its process group is there, of which it is the leader."""
+        self.process.poll()
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 COMMANDS = {
@@ -176,8 +194,7 @@ def start_server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
 
     yield start
     for server in servers.values():
-        server.process.kill()
-        server.process.wait()
+        server.kill()
 
 
 def _start(kind: str, settings: dict[str, Any], database_url: str, log: Path) -> Server:
@@ -187,7 +204,9 @@ def _start(kind: str, settings: dict[str, Any], database_url: str, log: Path) ->
     configured = json.dumps({name.upper(): value for name, value in settings.items()})
     environment = os.environ | {URL_VARIABLE: database_url, "TEST_LOCALSYNC": configured}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
     server = Server(process, port, log)
     _wait_for_port(server)
     return server
