@@ -90,6 +90,12 @@ class Settings:
     max_request_bytes: int = 4 * 1024 * 1024
     """Largest body of a stream request."""
 
+    body_timeout_s: float = 30.0
+    """How long the body of a stream request may take to come, in seconds."""
+
+    stall_timeout_s: float = 60.0
+    """After this long in which a client took nothing of what waits for it, its stream is cut off, in seconds."""
+
     max_upload_bytes: int = 16 * 1024 * 1024
     """Largest body of an upload."""
 

@@ -7,6 +7,7 @@ and the streams that are open. HTTP and WebSocket consumers hand it requests.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import signal
 import time
@@ -17,7 +18,7 @@ from math import inf
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import psycopg
 
@@ -59,9 +60,10 @@ from .sync_rules import compile_rules
 from .sync_rules.plan import Plan, RequestParameters, Subscription
 
 SEND_BYTES = 64 << 10  # lines are gathered up to this size: a send costs more than a line
-STALL_TIMEOUT_S = 60.0  # a client that takes nothing for so long is cut off
-STALL_CHECK_S = 5.0
+STALL_CHECK_S = 5.0  # how often stalled clients are looked for, at least
 STOP_TIMEOUT_S, STOP_CHECK_S = 1.0, 0.05  # how long a stopping server lets streams end by themselves
+
+log = logging.getLogger(__name__)
 
 Send = Callable[[Sequence[SendLine]], Awaitable[None]]
 """Sends lines; waits while the transport is full."""
@@ -76,10 +78,11 @@ class StreamServer:
         self.health = HealthCheck(reader)
         self.streams: set[Stream] = set()
         self._by_user = Counter[str]()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._stopping = False
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Task[None] | None = None
-        self._loop.call_later(STALL_CHECK_S, self._cut_stalled)
+        self._cut_stalled()
 
     async def start(self) -> None:
         """Connect to storage. Raises RequestError (503) when the server stops, OperationalError without storage."""
@@ -99,6 +102,12 @@ class StreamServer:
             )
         self.streams.add(stream)
         self._by_user[stream.user_key] += 1
+
+    def turn_of(self, user_key: str) -> asyncio.Lock:
+        """What a user's streams hold while they begin, one after another: a storm of them shall not fill the loop, nor
+        the pool (I8). Those that were given up meanwhile read nothing. Streams keep it alive.
+        """
+        return self._turns.setdefault(user_key, asyncio.Lock())
 
     def forget(self, stream: Stream) -> None:
         """The stream has ended, if it was ever admitted."""
@@ -144,9 +153,11 @@ class StreamServer:
 
     def _cut_stalled(self) -> None:
         """Cut off clients that take nothing, now and again: a timeout around every send would cost more than it."""
-        for stream in [item for item in self.streams if self._loop.time() - item.sending_since >= STALL_TIMEOUT_S]:
+        timeout_s = get_settings().stall_timeout_s
+        for stream in [item for item in self.streams if self._loop.time() - item.sending_since >= timeout_s]:
+            log.info("a stream is cut off: its client took nothing for %g seconds", timeout_s)
             stream.cut()
-        self._loop.call_later(STALL_CHECK_S, self._cut_stalled)
+        self._loop.call_later(min(STALL_CHECK_S, timeout_s / 2), self._cut_stalled)
 
 
 def get_stream_server() -> StreamServer:
@@ -221,6 +232,7 @@ class Stream:
         self._server = server
         self._form = LineForm(format, request.raw_data or format is LineFormat.BSON, coding)
         self.user_key = user_key
+        self._turn: asyncio.Lock | None = server.turn_of(user_key)  # until its first checkpoint was read
         self.bearer = Bearer.of(claims, user_key, request.client_id)
         self._client = Client(user_key, request.client_id, _request_parameters(request, claims))
         self._loop = asyncio.get_running_loop()
@@ -244,7 +256,7 @@ class Stream:
         self._task: asyncio.Task[Any] | None = None
         self._is_cut = False
         self.sending_since = inf
-        """When the send began that the transport has not taken yet, in the loop's time."""
+        """When the transport last took something of what is being sent, in the loop's time; never while nothing is."""
 
     async def run(self, send: Send) -> None:
         """Serve until the stream ends.
@@ -284,6 +296,10 @@ class Stream:
         """See Listener."""
         self._outdated = True
         self._wake()
+
+    def note_progress(self) -> None:
+        """The transport has taken a part of what is being sent: a slow client is no stalled one."""
+        self.sending_since = self._loop.time()
 
     def end(self) -> None:
         """Let the stream end normally."""
@@ -359,6 +375,14 @@ class Stream:
         return page
 
     async def _read_checkpoint(self) -> ServedCheckpoint:
+        if self._turn is None:
+            return await self._read_checkpoint_now()
+        async with self._turn:
+            checkpoint = await self._read_checkpoint_now()
+        self._turn = None
+        return checkpoint
+
+    async def _read_checkpoint_now(self) -> ServedCheckpoint:
         notifications = self._server.notifications
         mark = notifications.mark()
         reading = await self._server.reader.read_checkpoint(self._client)

@@ -18,7 +18,6 @@ from ..streams import Stream, get_stream_server
 from .base import RequestConsumer, encode_headers
 from .daphne import wait_until_taken
 
-BODY_TIMEOUT_S = 30.0
 PIECE_BYTES = 64 << 10  # some servers hold several pieces for a client that does not read, however large they are
 STREAM_HEADERS = {
     **CORS_HEADERS,
@@ -36,15 +35,16 @@ class SyncStreamConsumer(RequestConsumer):
     async def serve(self, message: Mapping[str, Any]) -> None:
         """Serve a stream to its end."""
         token = await authenticate(self.header(b"authorization"))
+        timeout_s = get_settings().body_timeout_s
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 request = parse_stream_request(await self._read_body(message))
         except TimeoutError:
-            raise RequestError(f"the body took more than {BODY_TIMEOUT_S:.0f} seconds", status=408) from None
+            raise RequestError(f"the body took more than {timeout_s:g} seconds", status=408) from None
         self._format = choose_format(self.header(b"accept"))
         self._coding = choose_coding(self.header(b"accept-encoding"))
         self._encoder = ContentEncoder(self._coding)
-        stream = Stream(
+        stream = self._stream = Stream(
             get_stream_server(),
             request,
             claims=token.claims,
@@ -75,6 +75,7 @@ class SyncStreamConsumer(RequestConsumer):
             await self.base_send({"type": "http.response.body", "body": piece, "more_body": True})
             if self.unsent_bytes is not None:
                 await wait_until_taken(self.unsent_bytes)
+            self._stream.note_progress()
 
     def _stream_headers(self) -> dict[str, str]:
         about_coding = {} if self._coding is Coding.IDENTITY else {"Content-Encoding": self._coding.value}

@@ -117,7 +117,7 @@ class SyncSocketConsumer(AsyncConsumer):  # type: ignore[misc]
         """Serve a stream, tell the client how it ended, and end the connection."""
         assert self._token is not None
         try:
-            stream = Stream(
+            stream = self._stream = Stream(
                 get_stream_server(),
                 request,
                 claims=self._token.claims,
@@ -146,6 +146,7 @@ class SyncSocketConsumer(AsyncConsumer):  # type: ignore[misc]
             await self.base_send({"type": "websocket.send", "bytes": self._connection.encode_line(line.line)})
             if self._unsent_bytes is not None:
                 await wait_until_taken(self._unsent_bytes)
+            self._stream.note_progress()
 
     async def _stop_serving(self) -> None:
         serving, self._serving = self._serving, None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import socket
+import json
 import statistics
-import threading
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from secrets import token_hex
 
 import httpx2
@@ -18,8 +19,8 @@ import pytest
 from tests.conftest import SOAK
 from tests.integration.serving.conftest import (
     DEADLINE_S,
+    ROOT,
     Lines,
-    RawStream,
     Server,
     StartServer,
     Storage,
@@ -27,7 +28,7 @@ from tests.integration.serving.conftest import (
     token_of,
 )
 
-UPDATES = 500 if SOAK else 20
+UPDATES = 4000 if SOAK else 20
 SUBSCRIPTIONS = [{"stream": "mine", "parameters": {"n": n}, "override_priority": None} for n in range(10_000)]
 
 BODIES: dict[str, tuple[bytes, int, str]] = {
@@ -93,46 +94,26 @@ def measure_delays(storage: Storage, lines: Lines, user: str) -> list[float]:
     return sorted(delays)
 
 
-def again_and_again(stop: threading.Event, attack: Callable[[], None]) -> None:
-    while not stop.is_set():
-        with suppress(OSError, httpx2.HTTPError):
-            attack()
-
-
-def connect_and_leave(server: Server) -> None:
-    """A storm of connections: each is served, and nobody waits for the answer."""
-    for _ in range(10):
-        RawStream(server, "stormy").close()
-
-
-def post(server: Server, body: bytes, token: str) -> None:
-    httpx2.post(server.url, content=body, headers={"Authorization": f"Bearer {token}"}, timeout=DEADLINE_S)
-
-
 @contextmanager
-def attacked(server: Server) -> Iterator[None]:
-    """Everything at once: readers and writers that stop, silent connections, a storm, forgeries, garbage."""
-    stop = threading.Event()
-    with ExitStack() as cleanup:
-        for _ in range(20):
-            reader = RawStream(server, "greedy", receive_buffer=4096)
-            cleanup.callback(reader.close)
-        for _ in range(50):
-            writer = RawStream(server, "slow", missing_bytes=100)
-            cleanup.callback(writer.close)
-            silent = socket.create_connection(("127.0.0.1", server.port))
-            cleanup.callback(silent.close)
-        token, (forged, *_), deep = token_of("garbage"), [*forged_tokens()], BODIES["deeply nested lists"][0]
-        for attack in (
-            lambda: connect_and_leave(server),
-            lambda: post(server, deep, token),
-            lambda: post(server, b"{}", forged),
-        ):
-            thread = threading.Thread(target=again_and_again, args=(stop, attack))
-            thread.start()
-            cleanup.callback(thread.join)
-            cleanup.callback(stop.set)
-        yield
+def attacked(server: Server) -> Iterator[dict[str, float]]:
+    """Everything at once (attackers.py); afterwards the answer holds how many requests a second each attack made."""
+    order = {
+        "port": server.port,
+        "tokens": {name: token_of(name) for name in ("greedy", "slow", "stormy", "garbage")},
+        "forged": [*forged_tokens()],
+        "deep": BODIES["deeply nested lists"][0].decode(),
+    }
+    rates: dict[str, float] = {}
+    command = [sys.executable, "-m", "tests.integration.serving.attackers"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "ready\n"
+        yield rates
+        process.stdin.close()
+        rates |= json.loads(process.stdout.readline())
 
 
 def test_others_are_served_while_everybody_misbehaves(storage: Storage, start_server: StartServer, streams: Streams):
@@ -143,15 +124,16 @@ def test_others_are_served_while_everybody_misbehaves(storage: Storage, start_se
     quiet = measure_delays(storage, lines, user)
     memory = server.state()["memory_kib"]
 
-    with attacked(server):
+    with attacked(server) as rates:
         delays = measure_delays(storage, lines, user)
         growth = server.state()["memory_kib"] - memory
 
     p99 = [sorted_delays[int(len(sorted_delays) * 0.99)] * 1000 for sorted_delays in (quiet, delays)]
     medians = [statistics.median(sorted_delays) * 1000 for sorted_delays in (quiet, delays)]
     print(f"quiet and attacked: median {medians[0]:.1f}, {medians[1]:.1f} ms; p99 {p99[0]:.1f}, {p99[1]:.1f} ms")
-    print(f"memory grew by {growth / 1024:.0f} MB")
+    print(f"memory grew by {growth / 1024:.0f} MB; requests a second: {rates}")
     assert delays[-1] < 2
+    assert min(rates.values()) > 0
     assert growth < 100 << 10
     server.wait_for("streams", 1)
     assert "Traceback" not in server.log.read_text()
