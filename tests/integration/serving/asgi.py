@@ -22,7 +22,7 @@ streams.compile_plan = ListedPlan  # type: ignore[assignment]
 
 
 async def show_state(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answers {open streams, requests to streams, tasks, resident memory in KiB}."""
+    """Answers {open streams, requests to streams, tasks, resident memory in KiB, announcements that were heard}."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.accept"})
         await send({"type": "websocket.send", "text": "the project's"})
@@ -31,7 +31,13 @@ async def show_state(scope: dict[str, Any], receive: Any, send: Any) -> None:
     with open("/proc/self/status") as status:
         memory = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
     tasks = len(asyncio.all_tasks())
-    state = {"streams": len(server.streams), "requests": len(requests), "tasks": tasks, "memory_kib": memory}
+    state = {
+        "streams": len(server.streams),
+        "requests": len(requests),
+        "tasks": tasks,
+        "memory_kib": memory,
+        "announcements": server.notifications.mark(),
+    }
     await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
     await send({"type": "http.response.body", "body": json.dumps(state).encode()})
 

@@ -7,12 +7,14 @@ import time
 
 import pytest
 
+from tests.conftest import SOAK
 from tests.integration.serving.conftest import Lines, StartServer, Storage, Streams
 from tests.integration.serving.sockets import Socket
 from tests.integration.serving.test_mishaps import open_streams
 
 OTHERS = ["granian", "hypercorn"]
 STALLED = 10
+OPEN_AT_SIGTERM = 1000 if SOAK else 200
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -85,10 +87,10 @@ def test_a_socket_that_is_not_read_costs_less_than_four_megabytes(
         each.socket.socket.close()
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", ["uvicorn", "daphne", *OTHERS])
 def test_sigterm_ends_a_server_with_open_streams(storage: Storage, start_server: StartServer, kind: str):
     server = start_server(kind, fresh=True)
-    with open_streams(server, 100):
+    with open_streams(server, OPEN_AT_SIGTERM):
         took_s = server.stop()
 
     assert took_s < 3
