@@ -28,12 +28,14 @@ class Proxy:
     """Forwards connections to `target`, a port, which may change; its own port stays.
 
     `budget` is how many bytes may yet come from the server before every connection is cut, in the middle of whatever
-    it was; None means any number. While `stalled`, nothing is forwarded and nobody is told.
+    it was; None means any number. While `stalled`, nothing is forwarded and nobody is told. At most `piece` bytes are
+    forwarded at a time.
     """
 
     def __init__(self, target: int) -> None:
         self.target, self.budget, self.stalled, self.cuts, self.forwarded = target, None, False, 0, 0
         self.budget: int | None
+        self.piece = CHUNK
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -78,7 +80,7 @@ class Proxy:
         if self.stalled:
             return True
         for end in readable:
-            data = end.recv(CHUNK)
+            data = end.recv(self.piece)
             if not data:
                 return False
             if end is server and not self._spend(len(data)):

@@ -36,6 +36,7 @@ class Backfills:
     def __init__(self) -> None:
         self.changed = Condition()
         self.horizon: Snapshot | None = None  # what it shows, every later snapshot shows
+        self.catalog_in_doubt = False  # it is to be told to the follower even if it looks as before
         self._all: dict[int, Backfill] = {}
         self._of_table: dict[int, list[Backfill]] = {}
 
@@ -75,6 +76,18 @@ class Backfills:
             backfill.on_the_way = 0
             backfill.announced = False
             self.changed.notify_all()
+
+    def doubt_catalog(self) -> None:
+        """Have the reading thread look at the catalogue at once."""
+        with self.changed:
+            self.catalog_in_doubt = True
+            self.changed.notify_all()
+
+    def take_doubt(self) -> bool:
+        """Whether the catalogue was doubted since this was asked last."""
+        with self.changed:
+            in_doubt, self.catalog_in_doubt = self.catalog_in_doubt, False
+            return in_doubt
 
     def of_table(self, table: int) -> list[Backfill]:
         """What is still to be read of one table."""

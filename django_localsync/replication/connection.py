@@ -1,6 +1,7 @@
 """The replication connection: slots and COPY BOTH by psycopg's libpq layer.
 
-Always libpq's non-blocking form: `get_copy_data(0)` waits inside libpq while it holds the interpreter's lock.
+Always libpq's non-blocking form: `get_copy_data(0)` and `get_result()` wait inside libpq while they hold the
+interpreter's lock.
 https://www.postgresql.org/docs/current/protocol-replication.html
 """
 
@@ -121,15 +122,26 @@ class ReplicationConnection:
         _, point, snapshot, _ = (result.get_value(0, column) or b"" for column in range(4))
         return CreatedSlot(Lsn.parse(point.decode()), snapshot.decode())
 
-    def start(self, slot: str, after: Lsn, publications: Sequence[str]) -> None:
-        """Begin streaming committed transactions. Raises SlotLost when the slot cannot serve `after`."""
+    def start(
+        self,
+        slot: str,
+        after: Lsn,
+        publications: Sequence[str],
+        check: Callable[[], None] = lambda: None,
+        wake_fd: int | None = None,
+    ) -> None:
+        """Begin streaming committed transactions. Raises SlotLost when the slot cannot serve `after`.
+
+        Until the server answers, `check` is asked as in `create_slot`.
+        """
         names = sql.SQL(",").join(map(sql.Identifier, publications)).as_string(self._connection)
         command = sql.SQL(
             "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, messages 'true')"
         ).format(sql.Identifier(slot), sql.SQL(str(after)), sql.Literal(names))
         self._slot = slot
-        result = self._pgconn.exec_(command.as_bytes(self._connection))
-        if result.status != pq.ExecStatus.COPY_BOTH:
+        self._pgconn.send_query(command.as_bytes(self._connection))
+        result = self._wait_for_result(check, wake_fd)
+        if result is None or result.status != pq.ExecStatus.COPY_BOTH:
             raise self._error(result)
         self._pgconn.nonblocking = 1
 
@@ -178,17 +190,20 @@ class ReplicationConnection:
         return error
 
     def _wait_for_result(self, check: Callable[[], None], wake_fd: int | None) -> Any:
-        """The result of the query that was sent."""
+        """The first result of the query that was sent, once there is no other, or once it is a stream."""
         others = [] if wake_fd is None else [wake_fd]
-        while self._pgconn.is_busy():
-            if self._pgconn.socket in wait_readable(self._pgconn.socket, *others, timeout_s=CHECK_INTERVAL_S):
-                self._pgconn.consume_input()
-            else:
-                check()
-        result = self._pgconn.get_result()
-        while self._pgconn.get_result() is not None:
-            pass
-        return result
+        first = None
+        while True:
+            while self._pgconn.is_busy():  # else get_result() would wait, and hold up every thread of the process
+                if self._pgconn.socket in wait_readable(self._pgconn.socket, *others, timeout_s=CHECK_INTERVAL_S):
+                    self._pgconn.consume_input()
+                else:
+                    check()
+            result = self._pgconn.get_result()
+            if result is not None and first is None:
+                first = result
+            if result is None or result.status == pq.ExecStatus.COPY_BOTH:
+                return first
 
     def _query(self, command: sql.SQL | sql.Composed) -> tuple[Any, ...]:
         row = self._connection.execute(command).fetchone()

@@ -183,6 +183,9 @@ class Filling:
 
     def _apply(self, backfill: Backfill, chunk: ChunkRead) -> None:
         stored = backfill.stored
+        table = self._tables.stored.get(backfill.table.relation_oid)
+        if table is not None:
+            self._tables.note_columns(table, {column.name: column.type_oid for column in chunk.table.columns})
         part, whole = self._layouts_of(backfill, chunk.table)
         backfill.on_the_way -= 1
         if stored.counts:

@@ -8,7 +8,7 @@ whose columns changed is *refreshed*: its rows are written again, chunk by chunk
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ..pgoutput.messages import Relation
@@ -32,19 +32,10 @@ NO_IDENTITY = (
 )
 
 
-IN_DOUBT = "\nin doubt"  # as a line of a column's meaning: nothing that the catalogue says is the same
-
-
-class ColumnsInDoubt(Exception):
-    """At this place in the stream, columns that rules read are not those that rows were read with.
-
-    Rows that changed meanwhile were evaluated without them, so the table must be read again, even if the catalogue
-    never shows another layout: a column may have had another name for the length of a transaction.
-    """
-
-    def __init__(self, table: StoredTable, columns: Collection[str]) -> None:
-        self.table, self.columns = table, frozenset(columns)
-        super().__init__(f"columns of {table.name} change ({', '.join(sorted(columns))}); its rows are read again")
+# What rows were read or streamed with for a moment may be nothing that the catalogue is ever seen to say: a column that
+# had another name for the length of a transaction. A column's stored meaning says so, until the catalogue is looked at.
+IN_DOUBT = "\nin doubt"  # a line that no meaning in the catalogue has: the column was gone, or of another type
+SEEN = "seen in a row"  # the whole meaning of a column that only the rows had
 
 
 class IdentityChanged(Exception):
@@ -93,11 +84,7 @@ class FollowedTables:
         return stored is not None and stored.followed
 
     def note_relation(self, relation: Relation) -> None:
-        """The stream announces a layout.
-
-        Raises IdentityChanged where the stored rows cannot be continued with it, ColumnsInDoubt where they are not
-        read as they were.
-        """
+        """The stream announces a layout. Raises IdentityChanged where the stored rows cannot be continued with it."""
         self._relations[relation.oid] = relation
         self._layouts.pop(relation.oid, None)
         stored = self.stored.get(relation.oid)
@@ -108,24 +95,21 @@ class FollowedTables:
         is_other_row = identity[0] == "row" and names != dict(stored.columns).keys()
         if is_other_row or identity != (stored.identity, stored.key_columns):
             raise IdentityChanged(stored, identity, names)
-        doubtful = self._doubtful_columns(stored, relation)
-        if doubtful:
-            raise ColumnsInDoubt(stored, doubtful)
+        self.note_columns(stored, {column.name: column.type_oid for column in relation.columns})
 
-    def _doubtful_columns(self, stored: StoredTable, relation: Relation) -> frozenset[str]:
-        """Columns in use that are gone, or of another type than rows were read with, and not in doubt already."""
-        has = {column.name: column.type_oid for column in relation.columns}
-        changed = {
-            name
-            for name, meaning in stored.columns
-            if not meaning.endswith(IN_DOUBT) and (name not in has or type_line(has[name]) not in meaning.split("\n"))
-        }
-        return self.layouts.used_names(stored.name, dict(stored.columns)) & changed if changed else frozenset()
-
-    def doubt(self, table: StoredTable, columns: Collection[str]) -> None:
-        """Remember that these columns were not what they are; the next look at the catalogue has the rows read."""
-        meanings = [(name, meaning + IN_DOUBT if name in columns else meaning) for name, meaning in table.columns]
-        sources.set_table_columns(self._storage, table.id, meanings)
+    def note_columns(self, stored: StoredTable, types: Mapping[str, int]) -> None:
+        """Rows come with these columns (name → oid of the type). Where rules read others than the stored rows were made
+        of, the catalogue is looked at again: what it says then decides which rows are read again.
+        """
+        before = dict(stored.columns)
+        meanings = {name: _meaning_now(meaning, types.get(name)) for name, meaning in before.items()}
+        meanings |= dict.fromkeys(types.keys() - before.keys(), SEEN)
+        other = {name for name, meaning in meanings.items() if before.get(name) != meaning}
+        if other and self.layouts.used_names(stored.name, meanings) & other:
+            # With the rows, if a storage transaction is open; else before them.
+            sources.set_table_columns(self._storage, stored.id, sorted(meanings.items()))
+            self.load()
+            self._backfills.doubt_catalog()
 
     def layout(self, oid: int) -> ReplicatedTable | None:
         """How the stream's tuples of this table are to be read, or None where they are of no use."""
@@ -248,9 +232,11 @@ class FollowedTables:
         if table.meanings() == stored.columns:
             return
         sources.set_table_columns(self._storage, stored.id, table.meanings())
-        before, now = dict(stored.columns), dict(table.meanings())
-        used = self.layouts.used_names(table.name, before.keys() | now.keys())
+        before = {name: meaning for name, meaning in stored.columns if meaning != SEEN}
+        seen, now = dict(stored.columns).keys() - before.keys(), dict(table.meanings())
+        used = self.layouts.used_names(table.name, before.keys() | seen | now.keys())
         changed = {name for name in used & before.keys() if not still_mean(before[name], now.get(name))}
+        changed |= used & seen - now.keys()
         added = used & (now.keys() - before.keys())
         if not changed and not added:
             return
@@ -302,6 +288,14 @@ class FollowedTables:
         sources.add_backfill(
             self._storage, table.id, definitions, estimated_rows, withholds=withholds, counts=kind == "row"
         )
+
+
+def _meaning_now(meaning: str, type_oid: int | None) -> str:
+    """The stored meaning of a column, given that rows come with a column of this type (None: without it)."""
+    if meaning == SEEN or meaning.endswith(IN_DOUBT):
+        return meaning
+    is_as_before = type_oid is not None and type_line(type_oid) in meaning.split("\n")
+    return meaning if is_as_before else meaning + IN_DOUBT
 
 
 def _keys_differ(stored: StoredTable, table: CatalogTable) -> bool:

@@ -28,7 +28,7 @@ from .changes import ChangeApplier
 from .connection import ReplicationConnection, SystemIdentity, check_direct
 from .diagnosis import Verdict, diagnose
 from .filling import Filling, NeedsReading, Resume
-from .followed_tables import ColumnsInDoubt, FollowedTables, IdentityChanged
+from .followed_tables import FollowedTables, IdentityChanged
 from .layout import LayoutBuilder
 from .marks import Marks
 from .progress import Progress
@@ -140,7 +140,7 @@ class SourceFollower:
             stack.callback(session.close)
             _wait_until_free(source, stored.slot)
             names = publication_names(self._settings.publication_name)
-            replication.start(stored.slot, Lsn(stored.written_lsn), names)
+            replication.start(stored.slot, Lsn(stored.written_lsn), names, self._lead.check, self._lead.wake_fd)
             logger.info("%s: following slot %s from %s", self._alias, stored.slot, Lsn(stored.written_lsn))
             sources.report_error(storage, self._alias, "")
             self._lead.followed.add(self._alias)
@@ -272,11 +272,6 @@ class _Session:
                 )
                 self._writer.publish(self._stored.id, stream.position)
             raise Resume("a table's identity changed") from change
-        except ColumnsInDoubt as change:
-            logger.info("%s", change)
-            with self._storage.transaction():
-                self._tables.doubt(change.table, change.columns)
-            raise Resume("a table's columns changed") from change
         except NeedsReading as need:
             logger.info("%s", need)
             with self._writer.transaction():

@@ -95,11 +95,12 @@ class SourceReader(Thread):
             self.failure = error
 
     def _step(self, heartbeat: Heartbeat) -> None:
-        if monotonic() >= self._catalog_due:
+        if monotonic() >= self._catalog_due or self._backfills.catalog_in_doubt:
             try:
                 self._watch_catalog()
             except psycopg.errors.LockNotAvailable as error:
                 logger.info("%s: %s; what is published is looked at later", self._alias, error.diag.message_primary)
+                self._shapes = None  # nothing that was to be told is forgotten
                 self._catalog_due = monotonic() + CATALOG_INTERVAL_S
         heartbeat.beat_when_due()
         backfill = self._backfills.next_to_read()
@@ -114,11 +115,12 @@ class SourceReader(Thread):
             self._pause(0.2)
 
     def _watch_catalog(self) -> None:
-        """Tell the follower when tables, or what is published of them, are not what they were."""
+        """Tell the follower when tables, or what is published of them, are not what they were; or when it asks."""
+        in_doubt = self._backfills.take_doubt()
         tables = read_tables(self._source, self._layouts.uses)
         unpublished = publish_tables(self._source, self._publication, tables)
         shapes, published = [_shape(table) for table in tables], publication_marks(self._source, self._publication)
-        if (shapes, published) != (self._shapes, self._published):
+        if in_doubt or (shapes, published) != (self._shapes, self._published):
             before = self._published
             altered = {table.name for table in tables if before.get(table.oid) not in (None, published.get(table.oid))}
             self._marks.set(self._marker, CatalogRead(tables, frozenset(unpublished | altered), published))

@@ -15,7 +15,7 @@ from tests.sdk.device import SYNC_TIMEOUT_S, TABLES, Device
 NewDevice = Callable[..., Device]
 """Makes a device of the kind under test; `tables` are those of its schema."""
 
-CHOSEN_TABLES = TABLES | {"chosen_todos": {"title": "text"}}
+CHOSEN_TABLES = {**TABLES, "chosen_todos": {"title": "text"}}
 CHOSEN = "SELECT title FROM chosen_todos"
 TITLES = "SELECT title FROM todos WHERE list_id = ? ORDER BY title"
 INSERT_TODO = "INSERT INTO todos (id, list_id, title) VALUES (?, ?, ?)"

@@ -8,24 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from tests.e2e.project import COLUMNS
+
 FOLDER = Path(__file__).parent
 NODE = FOLDER / "node_modules/.bin/node"
 SYNC_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 60.0  # a device keeps to the timeouts that it is given, so this is for a device that hangs
 
-TABLES = {
-    "lists": {"name": "text", "owner_id": "integer", "created_at": "text"},
-    "memberships": {"list_id": "text", "user_id": "integer", "username": "text"},
-    "todos": {
-        "list_id": "text",
-        "title": "text",
-        "done": "integer",
-        "created_by_id": "integer",
-        "created_at": "text",
-        "updated_at": "text",
-    },
-}
-"""What an app for the example project declares."""
+TABLES: Mapping[str, Mapping[str, str]] = COLUMNS
 
 # Sync at once, where an app would rather spare its battery.
 OPTIONS = {"retryDelayMs": 200, "crudUploadThrottleMs": 10}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import os
 import subprocess
@@ -307,6 +308,18 @@ def test_connection_cut_at_any_byte(source):
         source.proxy.budget = None
         wait_until_healed(source)
     assert source.proxy.cuts > len(budgets) // 3
+
+
+def test_answers_that_come_byte_by_byte(source):
+    """Whoever waited for them inside libpq would hold up every thread, the proxy's too, for ever."""
+    source.proxy.piece = 1
+    faulthandler.dump_traceback_later(60, exit=True)
+    try:
+        with replicator():
+            change_everything(source)
+            wait_until_healed(source)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @contextmanager
