@@ -63,8 +63,8 @@ class StoredBackfill:
 
     @property
     def reads_all(self) -> bool:
-        """Whether it reads the table, and not only rows that the stream left incomplete."""
-        return self.phase != "rereading" or self.blocks > 0
+        """Whether it reads the whole table: not only rows that the stream left incomplete, or that have some values."""
+        return not self.only_with and (self.phase != "rereading" or self.blocks > 0)
 
 
 _SOURCE = "id, alias, slot, lsn, written_lsn, system_identifier, timeline, prepared_for, published"

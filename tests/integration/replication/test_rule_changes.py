@@ -218,6 +218,16 @@ def test_rows_change_between_two_rule_sets_that_share_a_definition():
         assert values("title", 'mine|0["bob"]') == {}
 
 
+def test_a_column_is_added_while_the_rules_change():
+    """What is read again for the column are a few rows; the new definition needs all of them."""
+    with replicating(streams(everything="SELECT * FROM note")):
+        pass
+    execute("ALTER TABLE note ADD extra text; UPDATE note SET extra = 'more' WHERE id = 2")
+    with replicating(streams(everything="SELECT * FROM note", copy="SELECT * FROM note WHERE id > 0")):
+        eventually(lambda: values("extra", "copy|0[]"), {"1": None, "2": "more", "3": None})
+        assert values("extra", "everything|0[]").get("2") == "more"
+
+
 def test_a_parameter_index_is_filled_before_it_is_asked():
     execute("CREATE TABLE member (list_id int, user_id text); ALTER TABLE member REPLICA IDENTITY FULL")
     execute("INSERT INTO member VALUES (1, 'ann'), (1, 'ann'), (2, 'bob')")
