@@ -39,6 +39,8 @@ REVOKED = "the token was revoked"
 
 _RESERVED = {"sub", "aud", "iat", "exp", "nbf", "jti", "sid"}  # they decide who a token is for, and how long
 
+_JWS = jwt.PyJWS()  # to make one costs as much as to verify a token
+
 EXPIRED, LIFETIME, AUDIENCE, ABSENT = "PSYNC_S2103", "PSYNC_S2104", "PSYNC_S2105", "PSYNC_S2106"
 
 
@@ -207,7 +209,7 @@ def _verify_signature(token: str, keys: Collection[VerificationKey]) -> dict[str
         raise AuthError("the token's algorithm is not one of its key's")
     for key in usable:
         try:
-            payload = jwt.PyJWS().decode(token, key.key, algorithms=sorted(key.algorithms))
+            payload = _JWS.decode(token, key.key, algorithms=sorted(key.algorithms))
         except jwt.InvalidSignatureError:
             continue
         except (jwt.PyJWTError, ValueError):

@@ -29,6 +29,7 @@ from ..protocol.session import ServedBucket, ServedCheckpoint
 from ..sync_rules.formats import unknown_format
 from ..sync_rules.plan import LookupKey, LookupResults, Plan, RequestParameters, Resolution
 from .notifications import Interests
+from .planning import sized
 
 POOL_TIMEOUT_S = 5.0
 PAGE_OPERATIONS = 1000
@@ -161,7 +162,7 @@ class StorageReader:
     # Index (definition_id, key, …).
     LOOK_UP = """
         SELECT wanted.n, lookup.outputs
-          FROM json_to_recordset(%s::json) AS wanted (n integer, d bigint, k text)
+          FROM (SELECT * FROM json_to_recordset(%s::json) AS wanted (n integer, d bigint, k text) LIMIT ALL) AS wanted
           JOIN localsync_parameter_lookup AS lookup
             ON lookup.definition_id = wanted.d AND lookup.key = wanted.k AND lookup.pending <> 1
          LIMIT %s
@@ -169,7 +170,7 @@ class StorageReader:
     # Unique index (definition_id, parameters).
     TOTALS = """
         SELECT wanted.n, bucket.id, bucket.generation, bucket.operations, bucket.checksum, bucket.last_op_id
-          FROM json_to_recordset(%s::json) AS wanted (n integer, d bigint, p text)
+          FROM (SELECT * FROM json_to_recordset(%s::json) AS wanted (n integer, d bigint, p text) LIMIT ALL) AS wanted
           JOIN localsync_bucket AS bucket ON bucket.definition_id = wanted.d AND bucket.parameters = wanted.p
     """
 
@@ -180,7 +181,7 @@ class StorageReader:
             batch.add(self.BEGIN)
             batch.add(self.HEAD, rules.id, client.user_key, client.client_id)
             resolution = await self._resolve(batch, rules, client.parameters)
-            batch.add(self.TOTALS, _ask_for_totals(rules, resolution))
+            batch.add(sized(self.TOTALS, len(resolution.buckets)), _ask_for_totals(rules, resolution))
             batch.add("COMMIT")
             _, head, *_, found, _ = await batch.run()
         if not head:
@@ -216,7 +217,7 @@ class StorageReader:
         if not keys:
             return found
         wanted = [{"n": n, "d": rules.lookup_definitions[source], "k": key} for n, (source, key) in enumerate(keys)]
-        batch.add(self.LOOK_UP, _json(wanted), self._max_buckets + 1)
+        batch.add(sized(self.LOOK_UP, len(wanted)), _json(wanted), self._max_buckets + 1)
         for number, outputs in (await batch.run())[-1]:
             found.setdefault(keys[number], []).append(outputs)
         return found

@@ -33,6 +33,7 @@ from ..buckets.membership import INCOMPLETE, Draft, RowState, decode_state
 from ..buckets.operation import OpKind
 from ..exceptions import LeadershipLost
 from .connections import Connection
+from .planning import sized
 from .receipts import raise_receipts
 
 BucketKey = tuple[int, str]
@@ -157,7 +158,7 @@ class StorageWriter:
     # Unique index (definition_id, parameters).
     FIND_BUCKETS = """
         SELECT bucket.definition_id, bucket.parameters, bucket.id
-          FROM json_to_recordset(%s::json) AS wanted (d bigint, p text)
+          FROM (SELECT * FROM json_to_recordset(%s::json) AS wanted (d bigint, p text) LIMIT ALL) AS wanted
           JOIN localsync_bucket AS bucket ON bucket.definition_id = wanted.d AND bucket.parameters = wanted.p
     """
     # A bucket's id begins with its definition's, so that a definition is one range of the primary key.
@@ -178,7 +179,7 @@ class StorageWriter:
         missing = {key for key in keys if key not in self._buckets}
         if not missing:
             return self._buckets
-        self._remember_buckets(self.FIND_BUCKETS, missing)
+        self._remember_buckets(sized(self.FIND_BUCKETS, len(missing)), missing)
         created = {key for key in missing if key not in self._buckets}
         if created:
             self._remember_buckets(self.CREATE_BUCKETS, created)
@@ -238,7 +239,7 @@ class StorageWriter:
            SET operations = bucket.operations + v.n,
                checksum = (bucket.checksum + v.c) & 4294967295,
                last_op_id = v.o
-          FROM json_to_recordset(%s::json) AS v (b bigint, n bigint, c bigint, o bigint)
+          FROM (SELECT * FROM json_to_recordset(%s::json) AS v (b bigint, n bigint, c bigint, o bigint) LIMIT ALL) AS v
          WHERE bucket.id = v.b
         RETURNING bucket.id, bucket.operations, bucket.checksum, bucket.last_op_id
     """
@@ -247,7 +248,7 @@ class StorageWriter:
            SET pending_operations = bucket.pending_operations + v.n,
                pending_checksum = (bucket.pending_checksum + v.c) & 4294967295,
                pending_last_op_id = v.o
-          FROM json_to_recordset(%s::json) AS v (b bigint, n bigint, c bigint, o bigint)
+          FROM (SELECT * FROM json_to_recordset(%s::json) AS v (b bigint, n bigint, c bigint, o bigint) LIMIT ALL) AS v
          WHERE bucket.id = v.b
     """
     SHOW_PENDING = (
@@ -296,7 +297,7 @@ class StorageWriter:
         with self._connection.pipeline():  # one round trip: it is part of every commit's way to the devices
             self._connection.execute(self.SAVE_POSITION, position)
             self._connection.execute(self.SAVE_CHECKPOINT, checkpoint)
-            add_totals = self.ADD_PENDING_TOTALS if was_withheld else self.ADD_TOTALS
+            add_totals = sized(self.ADD_PENDING_TOTALS if was_withheld else self.ADD_TOTALS, len(deltas))
             rows = self._connection.execute(add_totals, (_json(deltas),)) if deltas else None
         if not was_withheld:
             totals = {row[0]: BucketTotals(*row[1:]) for row in rows or ()}
@@ -346,7 +347,7 @@ class StorageWriter:
     COPY_ROWS = "COPY localsync_current_row (table_id, key, state) FROM STDIN (FORMAT BINARY)"
     UPDATE_ROWS = """
         UPDATE localsync_current_row AS row SET state = v.s
-          FROM json_to_recordset(%s::json) AS v (t bigint, k text, s text)
+          FROM (SELECT * FROM json_to_recordset(%s::json) AS v (t bigint, k text, s text) LIMIT ALL) AS v
          WHERE row.table_id = v.t AND row.key = v.k
     """
     DELETE_ROWS = """
@@ -359,7 +360,7 @@ class StorageWriter:
             self._connection.execute(self.DELETE_ROWS, (table, _json(keys)))
         if changes.updated_rows:
             rows = [{"t": t, "k": k, "s": s} for t, k, s in changes.updated_rows]
-            self._connection.execute(self.UPDATE_ROWS, (_json(rows),))
+            self._connection.execute(sized(self.UPDATE_ROWS, len(rows)), (_json(rows),))
         if changes.inserted_rows:
             with self._connection.cursor().copy(self.COPY_ROWS) as copy:
                 copy.set_types(["int8", "text", "text"])
@@ -383,7 +384,7 @@ class StorageWriter:
     """
     # Index (definition_id, key, table_id, row_key).
     _SAME_LOOKUP = """
-           json_to_recordset(%s::json) AS v (d bigint, k text, t bigint, r text, o text)
+           (SELECT * FROM json_to_recordset(%s::json) AS v (d bigint, k text, t bigint, r text, o text) LIMIT ALL) AS v
          WHERE entry.definition_id = v.d AND entry.key = v.k AND entry.table_id = v.t AND entry.row_key = v.r
            AND entry.outputs = v.o
     """
@@ -403,7 +404,7 @@ class StorageWriter:
             for statement in (
                 (self.DELETE_PENDING_LOOKUPS, self.WITHDRAW_LOOKUPS) if self.withheld else (self.DELETE_LOOKUPS,)
             ):
-                self._connection.execute(statement, (_json(gone),))
+                self._connection.execute(sized(statement, len(gone)), (_json(gone),))
         if changes.added_lookups:
             pending = 1 if self.withheld else 0
             with self._connection.cursor().copy(self.COPY_LOOKUPS) as copy:

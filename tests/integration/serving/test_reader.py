@@ -90,6 +90,36 @@ async def test_a_reading_is_of_one_snapshot(storage: Storage, reader: StorageRea
     assert len(seen) > 5
 
 
+async def test_one_of_many_buckets_is_looked_up_in_an_index(storage: Storage):
+    """Postgres does not know how few are asked for, and reads the whole table where it expects a hundred."""
+    storage.publish(*(("mine", (f"u{number}",), "a", {}) for number in range(5000)))
+    storage.connection.execute("ANALYZE localsync_bucket")
+    reader = StorageReader("default", plan_for=ListedPlan, pool_size=1, max_buckets=100)  # type: ignore[arg-type]
+    await reader.open()
+    scans, lookups = _scans_of_buckets(storage)
+
+    await reader.read_checkpoint(client("u7"))
+    await reader.close()  # a session that ends tells what it read
+    async with asyncio.timeout(10):
+        while (after := _scans_of_buckets(storage))[1] == lookups:
+            await asyncio.sleep(0.02)
+    assert after[0] == scans
+
+    storage.publish(("mine", ("u8",), "b", {}))
+    read_by_writer = _scans_of_buckets(storage)
+    assert read_by_writer[0] == scans
+    assert read_by_writer[1] > after[1]
+
+
+def _scans_of_buckets(storage: Storage) -> tuple[int, int]:
+    """How often the table of buckets was read from end to end, and by an index."""
+    storage.connection.execute("SELECT pg_stat_force_next_flush()")
+    (found,) = storage.connection.execute(
+        "SELECT seq_scan, idx_scan FROM pg_stat_user_tables WHERE relname = 'localsync_bucket'"
+    )
+    return found
+
+
 async def test_a_page_reads_no_more_than_itself_although_postgres_knows_nothing_of_the_bucket(storage: Storage):
     """Without statistics Postgres would collect and sort the whole bucket for each page."""
     storage.publish(*(("all", (), f"r{number}", {}) for number in range(5 * PAGE_OPERATIONS)))
