@@ -10,9 +10,9 @@ from django.core.exceptions import ValidationError
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
-from .auth import Token, parse_authorization, verify_token
 from .exceptions import AuthError
 from .revocation import check_not_revoked
+from .tokens import Token, parse_authorization, verify_token
 
 
 @dataclass(frozen=True)

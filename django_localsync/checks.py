@@ -21,8 +21,7 @@ from django.db import DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.utils.module_loading import import_string
 
-from . import auth, routing
-from .auth import user_claims
+from . import routing, tokens
 from .conf import Settings, get_settings, read_written_rules
 from .evaluation import Evaluator, compile_cached
 from .evaluation.estimate import estimate, most_common_keys
@@ -32,6 +31,7 @@ from .models import RuleSet
 from .sync_rules import CompiledRules
 from .sync_rules.formats import unknown_format
 from .sync_rules.plan import RequestParameters, TableName, TablePattern
+from .tokens import user_claims
 from .upload import UploadHandler
 
 TAG = "localsync"
@@ -115,7 +115,7 @@ def check_token_claims(**_: Any) -> list[CheckMessage]:
 def check_keys(**_: Any) -> list[CheckMessage]:
     """KEYS can be read, and none is weaker than its algorithm."""
     try:
-        auth.check_keys()
+        tokens.check_keys()
     except ConfigurationError as error:
         hint = "give JSON Web Keys (RFC 7517); a secret has 32 bytes or more for HS256, an RSA key 2048 bits or more"
         return [Error(f"LOCALSYNC's keys: {error}", hint=hint, id="localsync.E010")]

@@ -17,11 +17,11 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.db import DatabaseError
 from django.db.models.signals import post_delete, post_save
 
-from .auth import EXPIRED, REVOKED, SESSION_ID, Token, oldest_token, subject_of
 from .conf import get_settings
 from .exceptions import AuthError
 from .protocol.revocations import Bearer, RevocationKind
 from .storage.revocations import add_revocation, is_revoked
+from .tokens import EXPIRED, REVOKED, SESSION_ID, Token, oldest_token, subject_of
 
 logger = logging.getLogger(__name__)
 

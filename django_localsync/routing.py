@@ -30,7 +30,6 @@ def localsync_application(django_application: Any, prefix: str = "localsync/") -
     global is_routed
     is_routed = True
     # Only now: get_asgi_application(), an argument of this call, has made Django's apps ready.
-    from .auth import check_keys
     from .consumers import (
         LivenessConsumer,
         ReadinessConsumer,
@@ -40,6 +39,7 @@ def localsync_application(django_application: Any, prefix: str = "localsync/") -
         SyncStreamConsumer,
         WriteCheckpointConsumer,
     )
+    from .tokens import check_keys
 
     check_keys()
     address = f"{prefix}sync/stream"

@@ -22,7 +22,6 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import psycopg
 
-from .auth import EXPIRED, REVOKED
 from .buckets.announcement import BucketTotals
 from .buckets.operation import OpId
 from .conf import get_settings
@@ -58,6 +57,7 @@ from .storage.pages import LineForm, PageKey, Pages
 from .storage.reader import Client, StorageReader
 from .sync_rules import compile_rules
 from .sync_rules.plan import Plan, RequestParameters, Subscription
+from .tokens import EXPIRED, REVOKED
 
 SEND_BYTES = 64 << 10  # lines are gathered up to this size: a send costs more than a line
 STALL_CHECK_S = 5.0  # how often stalled clients are looked for, at least

@@ -15,11 +15,11 @@ import orjson
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import models
 
-from .auth import user_claims
 from .evaluation import Evaluator, Resolved
 from .evaluation.explain import Explainer
 from .evaluation.reading import LiveTable, Values
 from .sync_rules.plan import RequestParameters, Subscription
+from .tokens import user_claims
 
 __all__ = ["assert_matches_queryset", "assert_not_syncs", "assert_syncs", "synced_rows"]
 

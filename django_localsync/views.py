@@ -24,7 +24,6 @@ from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle, UserRateThrottle
 from rest_framework.views import APIView
 
-from .auth import Token, make_token
 from .authentication import SubjectAuthentication, TokenAuthentication
 from .conf import get_settings
 from .counters import counters
@@ -41,6 +40,7 @@ from .protocol.errors import (
 from .protocol.receipts import check_client_id, parse_checkpoint_request
 from .revocation import check_not_revoked
 from .storage.write_checkpoints import request_write_checkpoint
+from .tokens import Token, make_token
 from .upload import UploadHandler, get_handler
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..auth import authenticate
 from ..conf import get_settings
 from ..exceptions import LimitExceeded, RequestError
 from ..protocol.codings import Coding, ContentEncoder
@@ -15,6 +14,7 @@ from ..protocol.negotiation import choose_coding, choose_format
 from ..protocol.requests import parse_stream_request
 from ..protocol.session import SendLine
 from ..streams import Stream, get_stream_server
+from ..tokens import authenticate
 from .base import RequestConsumer, encode_headers
 from .daphne import wait_until_taken
 

@@ -11,7 +11,6 @@ import orjson
 import psycopg
 from channels.db import database_sync_to_async  # type: ignore[import-untyped]
 
-from ..auth import authenticate
 from ..buckets.operation import OpId
 from ..exceptions import RequestError
 from ..protocol.receipts import check_client_id
@@ -20,6 +19,7 @@ from ..storage.reader import Client
 from ..storage.write_checkpoints import request_write_checkpoint
 from ..streams import get_stream_server
 from ..sync_rules.plan import RequestParameters
+from ..tokens import authenticate
 from .base import RequestConsumer
 
 WAIT_S = 50.0

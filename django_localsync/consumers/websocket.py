@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 from channels.consumer import AsyncConsumer  # type: ignore[import-untyped]
 
-from ..auth import Token, authenticate
 from ..conf import get_settings
 from ..exceptions import RequestError
 from ..protocol.lines import LineFormat
@@ -31,6 +30,7 @@ from ..protocol.rsocket import (
 )
 from ..protocol.session import SendLine
 from ..streams import Stream, get_stream_server
+from ..tokens import Token, authenticate
 from .daphne import unsent_bytes_of, wait_until_taken
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.core.exceptions import ValidationError
 from django.db import models
 
-from ..auth import user_claims
 from ..sync_rules.compiled import CompiledPlan
 from ..sync_rules.expressions import SqliteValue
 from ..sync_rules.plan import RequestParameters
 from ..sync_rules.queries import CompiledDefinition, Output, Position, Querier, RowQuery
+from ..tokens import user_claims
 from .describe import describe, describe_condition, describe_selection
 from .differences import storage_differences
 from .evaluator import BucketKey, Evaluator, Resolved

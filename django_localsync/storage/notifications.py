@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import psycopg
 from psycopg import AsyncConnection, OperationalError
 
-from ..auth import oldest_token
 from ..buckets.announcement import CHANNEL, Announcement, BucketTotals, decode_announcement
 from ..exceptions import ProtocolError
 from ..protocol.revocations import CHANNEL as REVOCATION_CHANNEL
 from ..protocol.revocations import Revocation, Revocations, decode_revocation
+from ..tokens import oldest_token
 from .connections import connection_parameters
 from .revocations import LIST
 

@@ -16,7 +16,7 @@ from typing import Any, LiteralString
 import psycopg
 from django.contrib.auth.models import User
 
-from django_localsync.auth import make_token
+from django_localsync.tokens import make_token
 from tests.processes import Server, asgi_process, free_port, replicator_process
 from tests.settings import SECRET_KEY
 

@@ -100,13 +100,13 @@ def test_a_wrong_upload_handler_is_named(checked, path, reason):
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("shop.tokens.gone", "cannot be imported"), ("django_localsync.auth.EXPIRED", "is not a function")],
+    [("shop.tokens.gone", "cannot be imported"), ("django_localsync.tokens.EXPIRED", "is not a function")],
 )
 def test_a_wrong_function_of_claims_is_named(checked, path, reason):
     messages = found(checked(RULES=rules(MINE), TOKEN_CLAIMS=path))
 
     assert [(id_, path in text and reason in text) for id_, text in messages] == [("localsync.E009", True)]
-    assert checked(RULES=rules(MINE), TOKEN_CLAIMS="django_localsync.auth.user_claims") == []
+    assert checked(RULES=rules(MINE), TOKEN_CLAIMS="django_localsync.tokens.user_claims") == []
 
 
 def test_every_error_of_the_rules_is_reported_with_its_place(checked):

@@ -12,7 +12,7 @@ from django.test import Client, RequestFactory
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.settings import api_settings
 
-from django_localsync.auth import SESSION_ID, verify_token
+from django_localsync.tokens import SESSION_ID, verify_token
 from django_localsync.views import TokenThrottle, TokenView
 
 pytestmark = pytest.mark.django_db

@@ -15,10 +15,10 @@ from django.db import connection
 from django.test import Client, RequestFactory
 from rest_framework.throttling import UserRateThrottle
 
-from django_localsync.auth import Token, make_token
 from django_localsync.authentication import TokenAuthentication
 from django_localsync.models import UploadJournal
 from django_localsync.protocol.crud import CrudOperation
+from django_localsync.tokens import Token, make_token
 from django_localsync.upload import UploadHandler
 from django_localsync.views import UploadThrottle, UploadView
 from tests.testapp.models import TodoList

@@ -13,12 +13,12 @@ from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 from django.test import Client
 
-from django_localsync.auth import make_token
 from django_localsync.buckets.announcement import write_checkpoint_digest
 from django_localsync.models import WriteCheckpoint
 from django_localsync.pgoutput.lsn import Lsn
 from django_localsync.storage import write_checkpoints
 from django_localsync.storage.write_checkpoints import request_write_checkpoint
+from django_localsync.tokens import make_token
 from tests.testapp.models import Counter
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -14,7 +14,7 @@ from django.contrib.auth.hashers import MD5PasswordHasher
 from django.contrib.auth.models import User
 from psycopg.rows import DictRow, dict_row
 
-from django_localsync.auth import make_token
+from django_localsync.tokens import make_token
 from tests.processes import asgi_process, free_port, replicator
 from tests.settings import SECRET_KEY
 

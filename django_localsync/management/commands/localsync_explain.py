@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from ...auth import user_claims
 from ...evaluation import Evaluator, compile_project_rules
 from ...evaluation.estimate import estimate
 from ...evaluation.printing import Printer
@@ -25,6 +24,7 @@ from ...evaluation.reading import LiveTable
 from ...evaluation.reports import claims_of, errors_report, row_report, stream_report, user_report
 from ...exceptions import ConfigurationError
 from ...sync_rules.plan import RequestParameters, Subscription
+from ...tokens import user_claims
 
 PIPE_WIDTH = 200  # columns, where no terminal says its own
 

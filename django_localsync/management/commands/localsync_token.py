@@ -8,9 +8,9 @@ import orjson
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from ...auth import make_token
 from ...conf import get_settings
 from ...exceptions import ConfigurationError
+from ...tokens import make_token
 
 
 class Command(BaseCommand):

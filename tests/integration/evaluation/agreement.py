@@ -22,13 +22,13 @@ from django.conf import settings  # noqa: E402
 from django.contrib.auth.models import User  # noqa: E402
 from django.db import transaction  # noqa: E402
 
-from django_localsync.auth import user_claims  # noqa: E402
 from django_localsync.conf import get_settings, read_rules  # noqa: E402
 from django_localsync.evaluation import Evaluator  # noqa: E402
 from django_localsync.evaluation.explain import Explainer  # noqa: E402
 from django_localsync.storage.reader import Client, StorageReader  # noqa: E402
 from django_localsync.sync_rules import compile_rules  # noqa: E402
 from django_localsync.sync_rules.plan import RequestParameters  # noqa: E402
+from django_localsync.tokens import user_claims  # noqa: E402
 from example_project.lists.models import List, Membership, Todo  # noqa: E402
 from tests.replication import drop_replication, replicating, stored_buckets  # noqa: E402
 

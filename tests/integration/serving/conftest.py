@@ -20,12 +20,12 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection as django_connection
 
-from django_localsync.auth import make_token
 from django_localsync.buckets.checksum import put_checksum
 from django_localsync.buckets.operation import OpKind
 from django_localsync.models import Checkpoint, Definition, RuleSet, Source, SourceTable, WriteCheckpoint
 from django_localsync.storage.connections import connect
 from django_localsync.storage.writer import LookupEntry, StorageWriter, WriteSet
+from django_localsync.tokens import make_token
 from example_project.database_url import with_database
 from example_project.postgres import free_port
 from tests.integration.serving.plans import ListedPlan

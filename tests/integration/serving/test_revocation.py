@@ -15,8 +15,8 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 
 from django_localsync import revocation
-from django_localsync.auth import make_token, verify_token
 from django_localsync.models import Revocation
+from django_localsync.tokens import make_token, verify_token
 from tests.integration.serving.conftest import DEADLINE_S, Lines, Server, StartServer, Storage, Streams, token_of
 from tests.integration.serving.sockets import Socket
 from tests.integration.serving.test_mishaps import terminate_servers_connections

@@ -17,7 +17,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 
-from django_localsync.auth import make_token
+from django_localsync.tokens import make_token
 from django_localsync.upload_models import Rejection, UploadedId, UploadJournal
 from example_project.database_url import with_database
 from example_project.postgres import free_port

@@ -442,7 +442,7 @@ def test_a_viewset_that_overrides_an_action_cannot_be_used(alice: User) -> None:
 
 
 def test_what_a_device_is_told_is_in_its_language(alice: User, client: Any, settings: Any) -> None:
-    from django_localsync.auth import make_token
+    from django_localsync.tokens import make_token
 
     settings.LOCALSYNC = {"UPLOAD_HANDLER": f"{__name__}.Configured"}
     operation = {"op_id": 1, "op": "PUT", "type": "documents", "id": str(uuid4()), "data": {"title": ""}}

@@ -13,9 +13,9 @@ from django.contrib.auth.models import User
 from django.test import Client
 from rest_framework.permissions import BasePermission, IsAuthenticated
 
-from django_localsync.auth import make_token
 from django_localsync.models import WriteCheckpoint
 from django_localsync.protocol.crud import CrudOperation
+from django_localsync.tokens import make_token
 from django_localsync.upload import UploadHandler, UploadTable
 from django_localsync.upload_models import Rejection, UploadedId, UploadJournal
 from tests.integration.uploads.operations import (

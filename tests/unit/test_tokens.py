@@ -20,7 +20,9 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.test import override_settings
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from django_localsync.auth import (
+from django_localsync.exceptions import AuthError, ConfigurationError
+from django_localsync.key_sets import RemoteKeys, VerificationKey, load_key
+from django_localsync.tokens import (
     SESSION_ID,
     Token,
     authenticate,
@@ -31,8 +33,6 @@ from django_localsync.auth import (
     verify,
     verify_token,
 )
-from django_localsync.exceptions import AuthError, ConfigurationError
-from django_localsync.key_sets import RemoteKeys, VerificationKey, load_key
 from tests.vectors import vectors
 
 NOW = 1_700_000_000
