@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import lru_cache
-from secrets import token_urlsafe
+from secrets import token_hex, token_urlsafe
 from typing import Any
 
 import jwt
@@ -118,7 +118,7 @@ def make_token(
     payload = {
         **user_claims(user),
         **_further(claims or {}, "further claims"),
-        "jti": token_urlsafe(12),
+        "jti": token_hex(12),  # nothing that a command line takes for an option: `localsync_revoke --token -x`
         "aud": settings.audience[0],
         "iat": now,
         "exp": now + (settings.token_lifetime_s if lifetime_s is None else lifetime_s),

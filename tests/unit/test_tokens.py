@@ -258,6 +258,12 @@ def user(pk: Any = 7) -> Any:
     return SimpleNamespace(_meta=User._meta, pk=pk, id=pk)
 
 
+def test_token_ids_can_be_given_to_a_command():
+    ids = {verify_token(make_token(user())).claims["jti"] for _ in range(300)}
+    assert len(ids) == 300
+    assert not any(name.startswith("-") for name in ids)
+
+
 def test_our_own_tokens_are_verified_without_set_up():
     before = time.time()
 
