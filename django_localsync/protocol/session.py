@@ -309,8 +309,10 @@ class StreamSession:
 
     def _send_operations(self, candidates: Iterable[str]) -> list[Action]:
         """Begin to send the operations of the candidates that have any, urgent buckets first."""
-        names = {name for name in candidates if name in self._buckets and self._is_behind(name)}
-        self._queue = deque(sorted(names, key=lambda name: (self._buckets[name].priority, name)))
+        names = [name for name in dict.fromkeys(candidates) if name in self._buckets and self._is_behind(name)]
+        if len(names) > 1:
+            names.sort(key=lambda name: (self._buckets[name].priority, name))
+        self._queue = deque(names)
         self._sent_operations = 0
         return self._continue() if self._queue else self._complete()
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,10 +38,13 @@ KEEPALIVES = {"keepalives": 1, "keepalives_idle": 20, "keepalives_interval": 5, 
 
 
 class Listener(Protocol):
-    """A stream that wants to know. Both are called in the event loop and must not wait."""
+    """A stream that wants to know. Both are called in the event loop; they must not wait, nor change who listens."""
 
-    def announce_totals(self, op_id: int, bucket_id: int, totals: BucketTotals) -> None:
-        """A bucket has new totals at this checkpoint, which comes after all told before."""
+    def announce_totals(self, op_id: int, totals: Mapping[int, BucketTotals]) -> None:
+        """Buckets have new totals at this checkpoint, which comes after all told before; others may get the same dict.
+
+        All at once: a checkpoint is whole (I2).
+        """
 
     def announce_outdated(self) -> None:
         """Anything may have changed: read the checkpoint."""
@@ -95,10 +98,19 @@ class Audience:
         outdated = self._find_outdated(announcement)
         for listener in outdated:
             listener.announce_outdated()
-        for bucket_id, totals in announcement.buckets.items():
+        if len(announcement.buckets) == 1:  # a thousand may listen to it
+            (bucket_id,) = announcement.buckets
             for listener in self._index.get(("bucket", bucket_id), ()):
                 if listener not in outdated:
-                    listener.announce_totals(announcement.op_id, bucket_id, totals)
+                    listener.announce_totals(announcement.op_id, announcement.buckets)
+            return
+        news: dict[Listener, dict[int, BucketTotals]] = {}
+        for bucket_id, totals in announcement.buckets.items():
+            for listener in self._index.get(("bucket", bucket_id), ()):
+                news.setdefault(listener, {})[bucket_id] = totals
+        for listener, changed in news.items():
+            if listener not in outdated:
+                listener.announce_totals(announcement.op_id, changed)
 
     def deliver_to(self, listener: Listener, announcement: Announcement) -> None:
         """Tell one listener, if it is concerned."""
@@ -106,8 +118,9 @@ class Audience:
         if interests.outdated_by(announcement):
             listener.announce_outdated()
             return
-        for bucket_id in announcement.buckets.keys() & interests.buckets:
-            listener.announce_totals(announcement.op_id, bucket_id, announcement.buckets[bucket_id])
+        changed = announcement.buckets.keys() & interests.buckets
+        if changed:
+            listener.announce_totals(announcement.op_id, {bucket: announcement.buckets[bucket] for bucket in changed})
 
     def _find_outdated(self, announcement: Announcement) -> set[Listener]:
         if announcement.everything or announcement.rules:

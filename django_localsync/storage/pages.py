@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..buckets.operation import OpId
 from ..protocol.codings import Coding, pack
@@ -43,6 +43,16 @@ class PageKey(NamedTuple):
     form: LineForm
 
 
+class PageTaker(Protocol):
+    """Who asks for a page. Both are called in the event loop and must not wait."""
+
+    def take_page(self, key: PageKey, page: PageRead | None) -> None:
+        """The page that was asked for, or None where it is refused."""
+
+    def take_failure(self, key: PageKey, error: BaseException) -> None:
+        """It could not be read."""
+
+
 class Pages:
     """A cache of data lines over a reader."""
 
@@ -50,7 +60,7 @@ class Pages:
         self._reader = reader
         self._max_kept_bytes, self._kept_bytes = max_kept_bytes, 0
         self._kept: OrderedDict[PageKey, PageRead] = OrderedDict()
-        self._waiting: dict[PageKey, list[asyncio.Future[PageRead | None]]] = {}
+        self._waiting: dict[PageKey, list[PageTaker]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def find(self, key: PageKey) -> PageRead | None:
@@ -62,15 +72,13 @@ class Pages:
                 self._read_ahead(key, page.next_after)
         return page
 
-    def read(self, key: PageKey) -> asyncio.Future[PageRead | None]:
-        """The page, or None where it is refused, for one caller, who may cancel it: the read goes on for others.
+    def ask(self, key: PageKey, taker: PageTaker) -> None:
+        """Read a page that is not kept, for whoever asks for it meanwhile.
 
-        A future for each caller costs a quarter of a shielded task.
+        A call for each of them, not a future to wait for: a thousand tasks would be woken once more.
         """
-        waiter: asyncio.Future[PageRead | None] = asyncio.get_running_loop().create_future()
         self._begin(key)
-        self._waiting[key].append(waiter)
-        return waiter
+        self._waiting[key].append(taker)
 
     def _read_ahead(self, key: PageKey, after: OpId) -> None:
         """Let Postgres work on the page that follows one that was asked for, while that is encoded and sent."""
@@ -89,16 +97,13 @@ class Pages:
         try:
             page = await self._read(key)
         except BaseException as error:
-            for waiter in self._take_waiting(key):
-                waiter.set_exception(error)
+            for taker in self._waiting.pop(key):
+                taker.take_failure(key, error)
             if not isinstance(error, Exception):
                 raise
         else:
-            for waiter in self._take_waiting(key):
-                waiter.set_result(page)
-
-    def _take_waiting(self, key: PageKey) -> list[asyncio.Future[PageRead | None]]:
-        return [waiter for waiter in self._waiting.pop(key) if not waiter.done()]
+            for taker in self._waiting.pop(key):
+                taker.take_page(key, page)
 
     async def _read(self, key: PageKey) -> PageRead | None:
         operations = await self._reader.read_page(key.bucket_id, key.generation, key.after, key.through)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
@@ -21,8 +22,8 @@ class Ear:
     def __init__(self) -> None:
         self.heard: list[Any] = []
 
-    def announce_totals(self, op_id: int, bucket_id: int, totals: BucketTotals) -> None:
-        self.heard.append((op_id, bucket_id, totals))
+    def announce_totals(self, op_id: int, totals: Mapping[int, BucketTotals]) -> None:
+        self.heard.append((op_id, dict(totals)))
 
     def announce_outdated(self) -> None:
         self.heard.append("outdated")
@@ -50,8 +51,21 @@ def test_only_those_concerned_are_told():
 
     notifications.publish(announcement(buckets={1: TOTALS}))
 
-    assert of_bucket.heard == [(9, 1, TOTALS)]
+    assert of_bucket.heard == [(9, {1: TOTALS})]
     assert of_other.heard == []
+
+
+def test_all_totals_of_a_checkpoint_are_told_at_once():
+    notifications = Notifications("default")
+    mark = notifications.mark()
+    of_both = listen(notifications, interests({1, 2}))
+    of_one = listen(notifications, interests({2, 3}))
+
+    notifications.publish(announcement(buckets={1: TOTALS, 2: TOTALS}))
+
+    assert of_both.heard == [(9, {1: TOTALS, 2: TOTALS})]
+    assert of_one.heard == [(9, {2: TOTALS})]
+    assert listen(notifications, interests({1, 2}), since=mark).heard == [(9, {1: TOTALS, 2: TOTALS})]
 
 
 def test_what_is_more_than_totals_is_told_as_outdated_and_once():
@@ -86,7 +100,7 @@ def test_what_was_announced_between_the_read_and_the_subscription_is_told():
 
     ear = listen(notifications, interests({1}), since=mark)
 
-    assert ear.heard == [(9, 1, TOTALS)]
+    assert ear.heard == [(9, {1: TOTALS})]
 
 
 def test_too_long_between_the_read_and_the_subscription_means_another_read():
