@@ -9,6 +9,7 @@ SECRET_KEY = "benchmarks only, at least thirty-two bytes long"
 ALLOWED_HOSTS = ["*"]
 USE_TZ = True
 ROOT_URLCONF = "benchmarks.server.urls"
+ASGI_APPLICATION = "benchmarks.server.asgi.application"
 INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.auth",
