@@ -66,7 +66,8 @@ def load_key(document: Mapping[str, Any]) -> VerificationKey | None:
     algorithms = _algorithms(document, key_type, name)
     public = {"kty": key_type, **{member: document.get(member) for member in MEMBERS[key_type]}}
     try:
-        key = get_default_algorithms()[min(algorithms)].from_jwk(public)
+        algorithm = get_default_algorithms()[min(algorithms)]
+        key = algorithm.prepare_key(algorithm.from_jwk(public))  # refuses a secret that is another key's public part
     except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
         raise ConfigurationError(f"{name}: cannot be read as a JSON Web Key of type {key_type}") from None
     if key_type == "RSA" and key.key_size < MIN_RSA_BITS:

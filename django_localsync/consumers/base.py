@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-from channels.exceptions import StopConsumer  # type: ignore[import-untyped]
 from channels.generic.http import AsyncHttpConsumer  # type: ignore[import-untyped]
 
 from ..exceptions import RequestError
@@ -24,24 +23,19 @@ class RequestConsumer(AsyncHttpConsumer):  # type: ignore[misc]
     and a consumer that only sends would never end. No channel layer is joined, no Django connection is used.
     """
 
-    channel_layer_alias: ClassVar[None] = None
     method = "GET"
     started: bool
     _receive: Any
     _abandoned: bool
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one request."""
-        self._receive, self._abandoned = receive, False
+        """Serve one request, as Channels would, but for a task for each message and the closing of old connections."""
+        self.scope, self.base_send, self._receive, self._abandoned = scope, send, receive, False
         self.unsent_bytes = unsent_bytes_of(send)
         self.started = False  # whether an answer is on its way, so that no other can be given
-        await super().__call__(scope, receive, send)
-
-    async def dispatch(self, message: Mapping[str, Any]) -> None:
-        """Handle a message, without the thread in which Channels would close Django's old connections."""
+        message = await receive()
         if message["type"] == "http.request":
             await self.http_request(message)
-        raise StopConsumer
 
     async def http_request(self, message: Mapping[str, Any]) -> None:
         """Answer a request, whose body may begin with this message."""

@@ -343,7 +343,9 @@ class _Batch:
         self._statements, self._values = [], []
         more: bool | None = True
         while more:
-            self._rows.append(await self._cursor.fetchall() if self._cursor.description else [])
+            result = self._cursor.pgresult
+            # Whether there are columns: psycopg's description of them would cost as much as to fetch a row.
+            self._rows.append(await self._cursor.fetchall() if result is not None and result.nfields else [])
             more = self._cursor.nextset()
         return self._rows
 

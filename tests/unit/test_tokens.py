@@ -210,7 +210,11 @@ def test_keys_without_id_are_tried_in_turn():
     assert check(token, key(secret_jwk(b"o" * 32)), key(secret_jwk(SECRETS["HS256"])))
 
 
-@pytest.mark.parametrize("token", ["", "a", "a.b.c", "e30.e30.", "\ud800.a.b", "ä.ö.ü"])
+NO_TOKENS = ["", "a", "a.b.c", "e30.e30.", "W10.e30.", "\ud800.a.b", "ä.ö.ü"]
+NO_HEADERS: list[Json] = [{"alg": ["HS256"]}, {"alg": {}}, {"alg": 1}, {"alg": "HS256", "kid": []}]
+
+
+@pytest.mark.parametrize("token", NO_TOKENS + [f"{encode_part(header)}.e30.AA" for header in NO_HEADERS])
 def test_what_is_no_token_is_refused(token: str):
     assert refusal(lambda: check(token, key(secret_jwk(SECRETS["HS256"])))) == "PSYNC_S2101"
 
@@ -243,6 +247,11 @@ def test_weak_or_unreadable_keys_are_a_configuration_error_that_hides_the_key(do
 
     assert "'name'" in str(refused.value)
     assert str(document.get("k", "no secret")) not in str(refused.value)
+
+
+def test_another_keys_public_part_is_no_secret(private_keys: dict[str, Any]):
+    with pytest.raises(ConfigurationError):
+        load_key(secret_jwk(public_pem(private_keys["RS256"])))
 
 
 def test_keys_for_other_purposes_are_left_out():
