@@ -186,9 +186,9 @@ def get_stream_server() -> StreamServer:
 def _collect_less_often() -> None:
     """Let the garbage collector wait until a thousand streams that are woken at once have had their lines.
 
-    They make ten thousand objects that are gone a moment later. With Python's 700, they are searched for garbage a
-    dozen times meanwhile, and the objects of all streams now and again: a quarter of the time of a delivery. Whoever
-    has chosen more, or no collector, keeps that.
+    They make thousands of objects that are gone a moment later. With Python's own threshold, these are searched for
+    garbage a dozen times meanwhile, and the objects of all streams now and again: a fifth of a delivery's time.
+    Whoever has chosen more, or no collector, keeps that.
     """
     youngest, middle, oldest = gc.get_threshold()
     if 0 < youngest < YOUNG_OBJECTS:
@@ -298,6 +298,7 @@ class Stream:
             self._clear_alarm()
 
     async def _serve(self, send: Send) -> None:
+        """The task sends and reads checkpoints; all else happens in `_advance`, in whichever call brings the news."""
         self._server.admit(self)
         counters.streams += 1
         await self._server.start()

@@ -29,7 +29,7 @@ class RequestConsumer(AsyncHttpConsumer):  # type: ignore[misc]
     _abandoned: bool
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one request, as Channels would, but for a task for each message and the closing of old connections."""
+        """Serve one request, without the task for each message and the closing of connections that Channels brings."""
         self.scope, self.base_send, self._receive, self._abandoned = scope, send, receive, False
         self.unsent_bytes = unsent_bytes_of(send)
         self.started = False  # whether an answer is on its way, so that no other can be given

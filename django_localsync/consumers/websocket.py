@@ -46,8 +46,6 @@ class SyncSocketConsumer(AsyncConsumer):  # type: ignore[misc]
     reach its deadline at once. No channel layer is joined, no Django connection is used.
     """
 
-    channel_layer_alias: ClassVar[None] = None
-
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection."""
         self.scope, self._receive, self.base_send = scope, receive, send

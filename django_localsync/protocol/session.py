@@ -162,9 +162,6 @@ class Wait:
     """Wait for news or for `wake_at`; report it."""
 
 
-WAIT = Wait()
-
-
 @dataclass(frozen=True, slots=True)
 class End:
     """End the response normally; there is no event after it."""
@@ -214,8 +211,11 @@ class StreamSession:
         self._expires_at = expires_at
         # A token that is about to expire already is not warned of: the client would reconnect in circles.
         self._warn_at = expires_at - EXPIRY_WARNING_S if expires_at - EXPIRY_WARNING_S > now else inf
-        self.wake_at = self._next_time()
-        """When TimePassed is due. Asked at every step, so it is kept."""
+
+    @property
+    def wake_at(self) -> float:
+        """When TimePassed is due."""
+        return min(self._keepalive_at, self._warn_at, self._expires_at)
 
     @property
     def accepts_news(self) -> bool:
@@ -309,10 +309,8 @@ class StreamSession:
 
     def _send_operations(self, candidates: Iterable[str]) -> list[Action]:
         """Begin to send the operations of the candidates that have any, urgent buckets first."""
-        names = [name for name in dict.fromkeys(candidates) if name in self._buckets and self._is_behind(name)]
-        if len(names) > 1:
-            names.sort(key=lambda name: (self._buckets[name].priority, name))
-        self._queue = deque(names)
+        names = {name for name in candidates if name in self._buckets and self._is_behind(name)}
+        self._queue = deque(sorted(names, key=lambda name: (self._buckets[name].priority, name)))
         self._sent_operations = 0
         return self._continue() if self._queue else self._complete()
 
@@ -346,14 +344,14 @@ class StreamSession:
 
     def _complete(self) -> list[Action]:
         self._phase = Phase.IDLE
-        return [_complete_line(self._op_id, self._format), WAIT]
+        return [_complete_line(self._op_id, self._format), Wait()]
 
     def _resume(self) -> list[Action]:
         """Go on with the announced checkpoint: what was read or announced changes nothing."""
         if self._queue:
             return self._continue()
         self._phase = Phase.IDLE
-        return [WAIT]
+        return [Wait()]
 
     def _pass_time(self, now: float) -> list[Action]:
         if now >= self._expires_at:
@@ -361,12 +359,8 @@ class StreamSession:
         if now >= self._warn_at:
             self._warn_at = inf
         self._keepalive_at = now + self._keepalive_interval_s
-        self.wake_at = self._next_time()
         line = encode_token_expires_in(TokenExpiresIn(ceil(self._expires_at - now)), self._format)
         return [SendLine(line), *([ReadCheckpoint()] if self._phase is Phase.READING else self._resume())]
-
-    def _next_time(self) -> float:
-        return min(self._keepalive_at, self._warn_at, self._expires_at)
 
     def _expire(self) -> list[Action]:
         return [SendLine(encode_token_expires_in(TokenExpiresIn(0), self._format)), *self._end()]

@@ -41,7 +41,7 @@ class Listener(Protocol):
     """A stream that wants to know. Both are called in the event loop; they must not wait, nor change who listens."""
 
     def announce_totals(self, op_id: int, totals: Mapping[int, BucketTotals]) -> None:
-        """Buckets have new totals at this checkpoint, which comes after all told before; others may get the same dict.
+        """Buckets have new totals at this checkpoint, which comes after all told before.
 
         All at once: a checkpoint is whole (I2).
         """
@@ -98,12 +98,6 @@ class Audience:
         outdated = self._find_outdated(announcement)
         for listener in outdated:
             listener.announce_outdated()
-        if len(announcement.buckets) == 1:  # a thousand may listen to it
-            (bucket_id,) = announcement.buckets
-            for listener in self._index.get(("bucket", bucket_id), ()):
-                if listener not in outdated:
-                    listener.announce_totals(announcement.op_id, announcement.buckets)
-            return
         news: dict[Listener, dict[int, BucketTotals]] = {}
         for bucket_id, totals in announcement.buckets.items():
             for listener in self._index.get(("bucket", bucket_id), ()):

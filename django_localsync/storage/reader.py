@@ -344,7 +344,7 @@ class _Batch:
         more: bool | None = True
         while more:
             result = self._cursor.pgresult
-            # Whether there are columns: psycopg's description of them would cost as much as to fetch a row.
+            # Whether there are columns; psycopg's description of them would be made for that alone.
             self._rows.append(await self._cursor.fetchall() if result is not None and result.nfields else [])
             more = self._cursor.nextset()
         return self._rows
