@@ -6,7 +6,7 @@ the parameter index; storage remembers both for each row, so that a change knows
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -50,10 +50,15 @@ def encode_state(places: Sequence[Place], lookups: Sequence[Lookup], large: Mapp
     return orjson.dumps((places, lookups, large, copies)).decode()
 
 
-def decode_state(text: str) -> RowState:
-    """Read what `encode_state` wrote."""
+def decode_state(text: str, living: Container[int] | None = None) -> RowState:
+    """Read what `encode_state` wrote; of all definitions, or of those that are `living`."""
     places, lookups, large, copies = orjson.loads(text)
-    return RowState(tuple(map(tuple, places)), tuple(map(tuple, lookups)), large, copies)
+    return RowState(
+        tuple([(*place,) for place in places if living is None or place[0] >> 32 in living]),
+        tuple([(*lookup,) for lookup in lookups if living is None or lookup[0] in living]) if lookups else (),
+        large,
+        copies,
+    )
 
 
 def draft_puts(
@@ -80,7 +85,7 @@ def draft_changes(
     A row that stays gets only its new PUT; one that leaves a bucket, or changes type, id or subkey there, gets a
     REMOVE that names exactly the PUT it takes back.
     """
-    kept = frozenset(after) if subkey_before == subkey_after else ()
+    kept = frozenset(after) if after and subkey_before == subkey_after else ()
     drafts: list[Draft] = []
     for bucket, row_type, row_id in before:
         if (bucket, row_type, row_id) not in kept:

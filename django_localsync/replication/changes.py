@@ -1,15 +1,18 @@
 """Row changes, in commit order, to what they do in storage.
 
-Hot path, in two passes over a batch: the first evaluates the rules for every row (generated code) and resolves all
-buckets at once; the second walks the changes in order with each row's remembered state at hand, so that a chain of
-changes to one row within a batch comes out right. Inserted rows of a table with a key are not looked up. Remembered
-states stay texts: most rows stay where they are, and then comparing the texts is all.
+Rules are evaluated as changes arrive (generated code), which takes nothing but the row. A batch of them is a *step*:
+what must be looked up in storage for it, all at once, and then a walk through the changes in order, with each row's
+remembered state at hand, so that a chain of changes to one row comes out right. The walk itself reads no storage, so
+that one step can be walked while another is written.
+
+Hot path: inserted rows of a table with a key are not looked up. Remembered states stay texts: most rows stay where they
+are, and then comparing the texts is all.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard, cast
 
@@ -46,8 +49,9 @@ class Evaluation:
 class ReplicatedTable:
     """A table in the layout that its tuples have now.
 
-    `key_of` gives a tuple's key; `identity` as in CatalogTable; `toastable` are the columns of which large values must
-    be remembered. `is_counted`: rows are still being counted, so deletions may come before what they delete.
+    `key_of` gives a tuple's key; `identity` as in CatalogTable; `evaluate` does what all evaluations do; `toastable`
+    are the columns of which large values must be remembered. `is_followed`: changes in the stream are applied;
+    `is_counted`: rows are still being counted, so deletions may come before what they delete.
     """
 
     id: int
@@ -55,8 +59,10 @@ class ReplicatedTable:
     identity: str
     key_of: Callable[[KeyValues], str]
     evaluations: tuple[Evaluation, ...]
+    evaluate: RowEvaluator
     toastable: tuple[tuple[int, str], ...]
     toast_target: int
+    is_followed: bool = True
     is_counted: bool = False
 
     @property
@@ -65,28 +71,77 @@ class ReplicatedTable:
         return frozenset().union(*(part.definitions for part in self.evaluations))
 
 
+Evaluated = tuple[list[BucketRow], list[LookupRow]]
+"""A row's buckets and its entries of the parameter index; `source` is the definition's id."""
+
+
 class Change(NamedTuple):
-    """One row change: insert (no `before`), delete (no `after`) or update; both are keys, `values` the new tuple."""
+    """One row change: insert (no `before`), delete (no `after`) or update; both are keys, `values` the new tuple.
+
+    `result` is what the rules make of the new row, as far as the change says all of it.
+    """
 
     table: ReplicatedTable
     before: str | None
     after: str | None
     values: Values | None
+    result: Evaluated | None
 
 
-Evaluated = tuple[list[BucketRow], list[LookupRow]]
-"""A row's buckets and its entries of the parameter index; `source` is the definition's id."""
+Row = tuple[str | None, ...]
+"""A row that was read."""
+
+Chunk = Sequence[tuple[str, Row, Evaluated]]
+"""Rows that were read, each with its key and what the rules make of it."""
 
 
-class Located(NamedTuple):
-    """Where a row is, what it adds to the parameter index, and the PUTs that show it."""
-
-    places: Sequence[Place]
-    lookups: Sequence[Lookup]
-    puts: Sequence[Draft]
+# A NamedTuple's own constructor costs twice as much.
+_new = tuple.__new__
 
 
-AWAY = Located((), (), ())
+def change_of(table: ReplicatedTable, before: str | None, after: str, values: Values) -> Change:
+    """An inserted or updated row, evaluated if the change says all of it."""
+    result = table.evaluate(values) if _is_whole(values, before) else None
+    return _new(Change, (table, before, after, values, result))
+
+
+def deletion_of(table: ReplicatedTable, key: str) -> Change:
+    """A deleted row."""
+    return _new(Change, (table, key, None, None, None))
+
+
+Located = tuple[Sequence[Place], Sequence[Lookup], Sequence[Draft]]
+"""Where a row is, what it adds to the parameter index, and the PUTs that show it."""
+
+AWAY: Located = ((), (), ())
+
+
+class Needed(NamedTuple):
+    """What a step must know of storage: ids of buckets, and the states of rows, by table."""
+
+    buckets: Collection[BucketKey]
+    rows: Mapping[int, Collection[str]]
+
+
+RowTexts = Mapping[int, Mapping[str, str | None]]
+"""States of rows, as texts, by table and key; None: storage does not know the row."""
+
+
+class Known(NamedTuple):
+    """The answer to `Needed`."""
+
+    buckets: Mapping[BucketKey, int]
+    rows: Mapping[int, Mapping[str, str]]
+
+
+FindBuckets = Callable[[Collection[BucketKey]], Mapping[BucketKey, int]]
+
+
+class Step(NamedTuple):
+    """A piece of work on storage. `walk` adds what it writes to the WriteSet, given the rows' states."""
+
+    needed: Needed
+    walk: Callable[[Rows, WriteSet], None]
 
 
 class ChangeApplier:
@@ -97,64 +152,84 @@ class ChangeApplier:
 
     def __init__(self, writer: StorageWriter) -> None:
         self._writer = writer
-        self._buckets: Mapping[BucketKey, int] = {}  # ids of every bucket that the batch at hand names
+        self._buckets: Mapping[BucketKey, int] = {}  # ids of every bucket that the step at hand names
+        self._find_late: FindBuckets = writer.bucket_ids
         self.incomplete: dict[int, set[int]] = {}
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Write the operations, row states and lookups that follow from a batch of changes."""
-        evaluated = [
-            _evaluate(table.evaluations, values) if values and _is_whole(values, before) else None
-            for table, before, _, values in changes
-        ]
-        self._find_buckets(evaluated)
-        wanted: dict[int, set[str]] = defaultdict(set)
-        for change in changes:
-            if change.before is not None:
-                wanted[change.table.id].add(change.before)
-            if change.after is not None and change.table.identity == "row":
-                wanted[change.table.id].add(change.after)
-        rows = _Rows(self._writer, wanted)
-        output = WriteSet()
-        for change, result in zip(changes, evaluated, strict=True):
-            self._apply_one(change, result, rows, output)
-        rows.save(output)
+        self.take(self.changes_step(changes))
+
+    def take(self, step: Step) -> None:
+        """Look up, work out and write a step."""
+        output, _ = self.work_out(step, self.look_up(step.needed), {}, self._writer.bucket_ids)
         self._writer.write(output)
 
-    def apply_chunk(self, whole: ReplicatedTable, part: ReplicatedTable, rows: Chunk, *, refreshes: bool) -> int:
-        """Write what rows that were read mean for some definitions; answers how many rows said something new.
+    def look_up(self, needed: Needed, begin: Callable[[], None] = lambda: None) -> Known:
+        """Ask storage for what a step must know.
 
-        `part` is the table as it is evaluated for those definitions, `whole` for all: a row that was incomplete is
+        Buckets that did not exist are made, which takes the writer's transaction: `begin` has to open one.
+        """
+        rows = {table: self._writer.row_states(table, keys) for table, keys in needed.rows.items()}
+        if self._writer.find_buckets(needed.buckets):
+            begin()
+        return Known(self._writer.bucket_ids(needed.buckets), rows)
+
+    def work_out(
+        self, step: Step, known: Known, since: RowTexts, find_buckets: FindBuckets
+    ) -> tuple[WriteSet, RowTexts]:
+        """What a step writes, and the states of the rows that it touches as they are then.
+
+        `since` are those that were written after storage was asked. `find_buckets` is called for the few buckets that
+        show only in the walk.
+        """
+        self._buckets, self._find_late = known.buckets, find_buckets
+        rows, output = Rows(self._writer.read_state, known.rows, since), WriteSet()
+        step.walk(rows, output)
+        rows.save(output)
+        return output, rows.now
+
+    def changes_step(self, changes: Sequence[Change]) -> Step:
+        """A batch of changes, in order."""
+        wanted: dict[int, set[str]] = defaultdict(set)
+        buckets: set[BucketKey] = set()
+        for table, before, after, _, result in changes:
+            if before is not None:
+                wanted[table.id].add(before)
+            if after is not None and table.identity == "row":
+                wanted[table.id].add(after)
+            if result is not None:
+                for row in result[0]:
+                    buckets.add(row[:2])
+
+        def walk(rows: Rows, output: WriteSet) -> None:
+            for change in changes:
+                self._apply_one(change, rows, output)
+
+        return Step(Needed(buckets, wanted), walk)
+
+    def chunk_step(self, whole: ReplicatedTable, part: ReplicatedTable, chunk: Chunk, *, refreshes: bool) -> Step:
+        """What rows that were read mean for some definitions.
+
+        `part` is the table as it was evaluated for those definitions, `whole` for all: a row that was incomplete is
         written whole. A row that is stored with the same places already was changed in the stream since.
         """
-        evaluated = [_evaluate(part.evaluations, values) for _, values in rows]
-        self._find_buckets(evaluated)
-        states = _Rows(self._writer, {part.id: {key for key, _ in rows}} if part.identity != "none" else {})
-        output = WriteSet()
-        applied = 0
-        for (key, values), result in zip(rows, evaluated, strict=True):
-            before = states.take(part.id, key)
-            if part.identity == "row" and (before is None or before.copies < 1):
-                continue  # it was deleted since, or is still to be counted
-            if part.identity == "none":
-                self._replace_unremembered(part, key, result, output)
-            elif before is None:
-                self._put(part, None, key, values, result, states, output)
-            elif before.copies == INCOMPLETE:
-                self._put(whole, key, key, values, self._evaluate_late(whole.evaluations, values), states, output)
-            elif not self._fill_in(part, key, values, before, result, refreshes, states, output):
-                continue
-            applied += 1
-        states.save(output)
-        self._writer.write(output)
-        return applied
+        buckets = {row[:2] for _, _, result in chunk for row in result[0]}
+        wanted = {} if part.identity == "none" else {part.id: [key for key, _, _ in chunk]}
 
-    def count_rows(self, table: ReplicatedTable, rows: Chunk) -> None:
+        def walk(rows: Rows, output: WriteSet) -> None:
+            for key, values, result in chunk:
+                self._apply_read(whole, part, key, values, result, refreshes, rows, output)
+
+        return Step(Needed(buckets, wanted), walk)
+
+    def count_rows(self, table: ReplicatedTable, rows: Iterable[Row]) -> None:
         """Add rows of a table without a key that is being read whole."""
-        self.apply([Change(table, None, key, [*values]) for key, values in rows])
+        self.apply([change_of(table, None, table.key_of(values), [*values]) for values in rows])
 
     def drop_missing(self, table: ReplicatedTable, keys: Iterable[str]) -> None:
         """Take back incomplete rows that were looked for and are not there."""
-        self.apply([Change(table, key, None, None) for key in keys])
+        self.apply([deletion_of(table, key) for key in keys])
 
     def truncate(self, table: int, identity: str, definitions: Iterable[int]) -> None:
         """Take back every row of a table (its id), which these definitions read. All earlier must have been applied."""
@@ -176,8 +251,8 @@ class ChangeApplier:
             output.drafts += draft_changes([(bucket, row_type, row_id)], (), (), subkey, subkey)
         self._writer.write(output)
 
-    def _apply_one(self, change: Change, result: Evaluated | None, rows: _Rows, output: WriteSet) -> None:
-        table, before_key, after_key, values = change
+    def _apply_one(self, change: Change, rows: Rows, output: WriteSet) -> None:
+        table, before_key, after_key, values, result = change
         if values is None or after_key is None:
             assert before_key is not None, "a change has a row before or after"
             self._delete(table, before_key, rows, output)
@@ -198,7 +273,31 @@ class ChangeApplier:
         else:
             self._put(table, before_key, after_key, whole, result, rows, output)
 
-    def _delete(self, table: ReplicatedTable, key: str, rows: _Rows, output: WriteSet) -> None:
+    def _apply_read(
+        self,
+        whole: ReplicatedTable,
+        part: ReplicatedTable,
+        key: str,
+        values: Sequence[str | None],
+        result: Evaluated,
+        refreshes: bool,
+        rows: Rows,
+        output: WriteSet,
+    ) -> None:
+        if part.identity == "none":
+            self._replace_unremembered(part, key, result, output)
+            return
+        before = rows.take(part.id, key)
+        if part.identity == "row" and (before is None or before.copies < 1):
+            return  # it was deleted since, or is still to be counted
+        if before is None:
+            self._put(part, None, key, values, result, rows, output)
+        elif before.copies == INCOMPLETE:
+            self._put(whole, key, key, values, self._evaluate_late(whole.evaluations, values), rows, output)
+        else:
+            self._fill_in(part, key, values, before, result, refreshes, rows, output)
+
+    def _delete(self, table: ReplicatedTable, key: str, rows: Rows, output: WriteSet) -> None:
         if table.identity == "row":
             self._drop_copy(table, key, rows, output)
         elif (before := rows.take(table.id, key)) is not None:
@@ -212,16 +311,16 @@ class ChangeApplier:
         key: str,
         values: Sequence[str | None],
         result: Evaluated,
-        rows: _Rows,
+        rows: Rows,
         output: WriteSet,
     ) -> None:
         """A row is there as it is now. What it was before matters only where its state was another."""
-        after = self._locate(table, key, result)
-        state = encode_state(after.places, after.lookups, large_values(values, table.toastable, table.toast_target))
+        after = places, lookups, puts = self._locate(table, key, result)
+        state = encode_state(places, lookups, large_values(values, table.toastable, table.toast_target))
         if before_key is None:
             _move(table.id, key, key, NOWHERE, after, output)
         elif before_key == key and rows.text(table.id, key) == state:
-            output.drafts += after.puts
+            output.drafts += puts
         else:
             _move(table.id, before_key, key, rows.take(table.id, before_key) or NOWHERE, after, output)
             if before_key != key:
@@ -229,7 +328,7 @@ class ChangeApplier:
         if table.identity != "none":
             rows.put(table.id, key, state)
 
-    def _drop_copy(self, table: ReplicatedTable, key: str, rows: _Rows, output: WriteSet) -> None:
+    def _drop_copy(self, table: ReplicatedTable, key: str, rows: Rows, output: WriteSet) -> None:
         """One of several identical rows is gone, or the last one."""
         state = rows.take(table.id, key)
         copies = (state.copies if state else 0) - 1
@@ -248,7 +347,7 @@ class ChangeApplier:
         key: str,
         values: Sequence[str | None],
         result: Evaluated,
-        rows: _Rows,
+        rows: Rows,
         output: WriteSet,
     ) -> None:
         """A row came; an identical one may be there already, or have been deleted before it was read."""
@@ -261,7 +360,7 @@ class ChangeApplier:
             rows.put_state(table.id, key, NOWHERE._replace(copies=copies))
             return
         located = self._locate(table, key, result)
-        new = _state(table, values, located)
+        new = _state(table, values, *located[:2])
         rows.put_state(table.id, key, new._replace(copies=copies))
         if state is None or not _same(state, new):
             _move(table.id, key, key, state or NOWHERE, located, output)
@@ -272,23 +371,23 @@ class ChangeApplier:
         values: list[str | None],
         missing: set[str],
         before: RowState | None,
-        rows: _Rows,
+        rows: Rows,
         output: WriteSet,
     ) -> None:
         """Evaluate what can be; the rest stays as it was, or away under a new key, until the row is read again."""
-        table, before_key, after_key, _ = change
+        table, before_key, after_key, _, _ = change
         assert before_key is not None
         assert after_key is not None
         before = before or NOWHERE
         blind = [part for part in table.evaluations if missing & {name for _, name in part.toastable}]
         seeing = [part for part in table.evaluations if part not in blind]
         unknown = {definition for part in blind for definition in part.definitions}
-        located = self._locate(table, after_key, self._evaluate_late(seeing, values))
-        known = _state(table, values, located)
+        places, lookups, puts = self._locate(table, after_key, self._evaluate_late(seeing, values))
+        known = _state(table, values, places, lookups)
         if before_key == after_key:
             kept = _only(before, unknown)
             known = known._replace(places=known.places + kept.places, lookups=known.lookups + kept.lookups)
-        _move(table.id, before_key, after_key, before, Located(known.places, known.lookups, located.puts), output)
+        _move(table.id, before_key, after_key, before, (known.places, known.lookups, puts), output)
         if before_key != after_key:
             rows.forget(table.id, before_key)
         rows.put_state(table.id, after_key, known._replace(copies=INCOMPLETE))
@@ -296,9 +395,9 @@ class ChangeApplier:
 
     def _replace_unremembered(self, table: ReplicatedTable, key: str, result: Evaluated, output: WriteSet) -> None:
         """Add a row that the stream may have brought already: then it takes the place of itself."""
-        located = self._locate(table, key, result)
-        output.drafts += located.puts
-        entries = _entries(table.id, key, located.lookups)
+        _, lookups, puts = self._locate(table, key, result)
+        output.drafts += puts
+        entries = _entries(table.id, key, lookups)
         output.removed_lookups |= entries
         output.added_lookups |= entries
 
@@ -310,65 +409,74 @@ class ChangeApplier:
         before: RowState,
         result: Evaluated,
         refreshes: bool,
-        rows: _Rows,
+        rows: Rows,
         output: WriteSet,
-    ) -> bool:
-        """Add a row's places in some definitions to what is stored of it; answers whether there was anything new."""
+    ) -> None:
+        """Add a row's places in some definitions to what is stored of it, if there is anything new."""
         definitions = part.definitions
         located = self._locate(part, key, result)
-        new = _state(part, values, located)
+        new = _state(part, values, *located[:2])
         rest = _except(before, definitions)
         after = RowState(
             rest.places + new.places, rest.lookups + new.lookups, {**rest.large, **new.large}, before.copies
         )
         if not refreshes and _same(before, after) and before.large == after.large:
-            return False
+            return
         rows.put_state(part.id, key, after)
         _move(part.id, key, key, _only(before, definitions), located, output)
-        return True
-
-    def _find_buckets(self, evaluated: Iterable[Evaluated | None]) -> None:
-        self._buckets = self._writer.bucket_ids([row[:2] for result in evaluated if result for row in result[0]])
 
     def _evaluate_late(self, evaluations: Sequence[Evaluation], values: Sequence[str | None]) -> Evaluated:
         """Of a row that could not be evaluated with its batch."""
-        result = _evaluate(evaluations, values)
-        self._find_buckets([result])
+        result = evaluation_of_all(evaluations)(values)
+        missing = [row[:2] for row in result[0] if row[:2] not in self._buckets]
+        if missing:
+            self._buckets = self._find_late(missing)
         return result
 
     def _locate(self, table: ReplicatedTable, key: str, result: Evaluated) -> Located:
         rows, lookups = result
         places, puts = draft_puts(rows, self._buckets, _subkey(table.id, key))
-        return Located(places, [(*lookup,) for lookup in lookups], puts)
+        return places, [(*lookup,) for lookup in lookups] if lookups else lookups, puts
 
 
-Chunk = Sequence[tuple[str, Sequence[str | None]]]
-"""Rows that were read, each with its key."""
+def evaluate_rows(table: ReplicatedTable, rows: Iterable[Row]) -> Chunk:
+    """Rows that were read, ready to be applied."""
+    key_of, evaluate = table.key_of, table.evaluate
+    return [(key_of(values), values, evaluate(values)) for values in rows]
 
 
-def _evaluate(evaluations: Sequence[Evaluation], values: Sequence[str | None]) -> Evaluated:
+def evaluation_of_all(evaluations: Sequence[Evaluation]) -> RowEvaluator:
+    """What several feeds make of a row, together."""
     if len(evaluations) == 1:
-        return evaluations[0].evaluate(values)
-    rows: list[BucketRow] = []
-    lookups: list[LookupRow] = []
-    for part in evaluations:
-        more_rows, more_lookups = part.evaluate(values)
-        rows += more_rows
-        lookups += more_lookups
-    return rows, lookups
+        return evaluations[0].evaluate
+
+    def evaluate(values: Sequence[str | None]) -> Evaluated:
+        rows: list[BucketRow] = []
+        lookups: list[LookupRow] = []
+        for part in evaluations:
+            more_rows, more_lookups = part.evaluate(values)
+            rows += more_rows
+            lookups += more_lookups
+        return rows, lookups
+
+    return evaluate
 
 
-class _Rows:
-    """The remembered states, as texts, of the rows a batch touches, as they are after each change."""
+class Rows:
+    """The remembered states, as texts, of the rows a step touches, as they are after each change."""
 
-    def __init__(self, writer: StorageWriter, wanted: Mapping[int, set[str]]) -> None:
-        self._read_state = writer.read_state
-        self._stored = {table: writer.row_states(table, keys) for table, keys in wanted.items()}
-        self._now: dict[int, dict[str, str | None]] = defaultdict(dict)
+    def __init__(
+        self, read_state: Callable[[str], RowState], stored: Mapping[int, Mapping[str, str]], since: RowTexts
+    ) -> None:
+        self._read_state = read_state
+        self._stored: dict[int, Mapping[str, str | None]] = {**stored}
+        for table, rows in since.items():
+            self._stored[table] = {**self._stored.get(table, {}), **rows}
+        self.now: dict[int, dict[str, str | None]] = defaultdict(dict)
 
     def text(self, table: int, key: str) -> str | None:
         """The row's state before this change."""
-        now = self._now[table]
+        now = self.now[table]
         return now[key] if key in now else self._stored.get(table, {}).get(key)
 
     def take(self, table: int, key: str) -> RowState | None:
@@ -378,7 +486,7 @@ class _Rows:
 
     def put(self, table: int, key: str, text: str) -> None:
         """The row's state after this change."""
-        self._now[table][key] = text
+        self.now[table][key] = text
 
     def put_state(self, table: int, key: str, state: RowState) -> None:
         """The same, not encoded yet."""
@@ -386,11 +494,11 @@ class _Rows:
 
     def forget(self, table: int, key: str) -> None:
         """The row is gone."""
-        self._now[table][key] = None
+        self.now[table][key] = None
 
     def save(self, output: WriteSet) -> None:
         """What must be written so that storage remembers the states as they are now."""
-        for table, rows in self._now.items():
+        for table, rows in self.now.items():
             stored = self._stored.get(table, {})
             for key, text in rows.items():
                 before = stored.get(key)
@@ -409,22 +517,24 @@ def _subkey(table: int, key: str) -> str:
 
 def _move(table: int, before_key: str, key: str, before: RowState, after: Located, output: WriteSet) -> None:
     """A row goes from where it was to where it is."""
+    places, lookups, puts = after
     if before.places:
         subkeys = _subkey(table, before_key), _subkey(table, key)
-        output.drafts += draft_changes(before.places, after.places, after.puts, *subkeys)
+        output.drafts += draft_changes(before.places, places, puts, *subkeys)
     else:
-        output.drafts += after.puts
-    if before.lookups or after.lookups:
-        output.replace_lookups(_entries(table, before_key, before.lookups), _entries(table, key, after.lookups))
+        output.drafts += puts
+    if before.lookups or lookups:
+        output.replace_lookups(_entries(table, before_key, before.lookups), _entries(table, key, lookups))
 
 
 def _entries(table: int, key: str, lookups: Iterable[Lookup]) -> set[LookupEntry]:
     return {LookupEntry(definition, name, table, key, outputs) for definition, name, outputs in lookups}
 
 
-def _state(table: ReplicatedTable, values: Sequence[str | None], located: Located) -> RowState:
-    large = large_values(values, table.toastable, table.toast_target)
-    return RowState(tuple(located.places), tuple(located.lookups), large)
+def _state(
+    table: ReplicatedTable, values: Sequence[str | None], places: Iterable[Place], lookups: Iterable[Lookup]
+) -> RowState:
+    return RowState(tuple(places), tuple(lookups), large_values(values, table.toastable, table.toast_target))
 
 
 def _only(state: RowState, definitions: Container[int]) -> RowState:

@@ -8,8 +8,9 @@ complete becomes the active one, in the same transaction that completed it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, assert_never
 
 from ..pgoutput.snapshots import Delivered, RecentTransactions, Snapshot
@@ -19,9 +20,9 @@ from ..storage.sources import StoredBackfill
 from ..storage.writer import StorageWriter
 from ..sync_rules.plan import Plan
 from .backfills import Backfill, Backfills
-from .changes import Change, ChangeApplier, ReplicatedTable
+from .changes import Change, ChangeApplier, ReplicatedTable, Step
 from .followed_tables import FollowedTables
-from .marks import Activation, CatalogRead, ChunkRead, CountBegun, Marks, Row, TableRead
+from .marks import Activation, CatalogRead, ChunkRead, CountBegun, Marks, RowsCounted, TableRead
 from .progress import Progress
 from .tables import CatalogTable
 
@@ -75,7 +76,7 @@ class Filling:
         self._something_ended = self._was_swapped = self._is_count_void = False
         self._with_incomplete: set[int] = set()
         self._forget_at = FORGET_AT
-        self._layouts: dict[tuple[int, CatalogTable], tuple[ReplicatedTable, ReplicatedTable]] = {}
+        self._layouts: dict[tuple[int, CatalogTable], ReplicatedTable] = {}  # of the table that is being read
         self.applier = ChangeApplier(writer)
 
     def is_reading(self) -> bool:
@@ -120,7 +121,27 @@ class Filling:
 
     def is_mark(self, content: bytes) -> bool:
         """Whether a message of the stream stands for something that was read."""
-        return self._marks.knows(content)
+        return self._marks.find(content) is not None
+
+    def take_chunk(self, content: bytes) -> tuple[Step, Callable[[], None]] | None:
+        """The step that stores a chunk, and what saves how far its table has been read; where the stream passes its
+        mark. None if it is no chunk, or one that needs more than that: then `pass_mark` is due.
+        """
+        mark = self._marks.find(content)
+        if not isinstance(mark, ChunkRead) or mark.asked is not None:
+            return None
+        backfill = self._backfills.get(mark.backfill)
+        if (
+            backfill is None
+            or backfill.attempt != mark.attempt
+            or self._layout_key(backfill, mark.table) not in self._layouts
+        ):
+            return None
+        table = self._tables.stored.get(backfill.table.relation_oid)
+        if table is None or not self._tables.has_columns(table, _types(mark.table)):
+            return None
+        self._marks.take(content)
+        return self._begin_chunk(backfill, mark)
 
     def pass_mark(self, content: bytes) -> None:
         """The stream has passed a mark: all that was committed before it is applied."""
@@ -141,6 +162,8 @@ class Filling:
                 self._apply(backfill, mark)
             case CountBegun():
                 self._begin_count(backfill, mark)
+            case RowsCounted():
+                self._count(backfill, mark)
             case TableRead():
                 self._end_table(backfill)
             case _:
@@ -182,24 +205,32 @@ class Filling:
         self._save(backfill, stored, is_answered=True)
 
     def _apply(self, backfill: Backfill, chunk: ChunkRead) -> None:
-        stored = backfill.stored
-        table = self._tables.stored.get(backfill.table.relation_oid)
-        if table is not None:
-            self._tables.note_columns(table, {column.name: column.type_oid for column in chunk.table.columns})
-        part, whole = self._layouts_of(backfill, chunk.table)
+        self._note_columns(backfill, chunk.table)
+        begun = self._begin_chunk(backfill, chunk)
+        if begun is None:
+            return
+        step, save = begun
+        self.applier.take(step)
+        if chunk.asked is not None:
+            found = {key for key, _, _ in chunk.rows}
+            touched = _touched_keys(self._recent.hidden_from(chunk.snapshot), backfill.stored.table)
+            self.applier.drop_missing(self._whole(backfill, chunk.table), chunk.asked - found - set(touched or ()))
+        save()
+
+    def _begin_chunk(self, backfill: Backfill, chunk: ChunkRead) -> tuple[Step, Callable[[], None]] | None:
+        """None if it cannot be used, since it may show rows as they were before something in the stream."""
+        stored, rows = backfill.stored, chunk.rows
         backfill.on_the_way -= 1
-        if stored.counts:
-            self.applier.count_rows(
-                replace(whole, is_counted=True), [(whole.key_of(row), list(row)) for row in chunk.rows]
-            )
-        else:
-            hidden = self._recent.hidden_from(chunk.snapshot)
-            touched = _touched_keys(hidden, stored.table)
-            if touched is None:
-                self._backfills.restart(backfill)
-                return
-            is_truncated = any(stored.table in transaction.truncated for transaction in hidden)
-            self._apply_rows(backfill, chunk, part, whole, () if is_truncated else chunk.rows, touched)
+        hidden = self._recent.hidden_from(chunk.snapshot)
+        touched = _touched_keys(hidden, stored.table)
+        if touched is None:
+            self._backfills.restart(backfill)
+            return None
+        if any(stored.table in transaction.truncated for transaction in hidden):
+            rows = ()
+        elif touched:
+            rows = [row for row in rows if row[0] not in touched]
+        step = self.applier.chunk_step(self._whole(backfill, chunk.table), chunk.part, rows, refreshes=stored.refreshes)
         if chunk.asked is None:
             stored = replace(
                 stored,
@@ -209,23 +240,21 @@ class Filling:
                 rows=stored.rows + len(chunk.rows),
             )
             self._progress.advance(str(backfill.table.name), len(chunk.rows))
-        self._save(backfill, stored)
+        self._backfills.update(backfill, stored, is_answered=False)
         self._forget(chunk.snapshot)
+        return step, partial(sources.save_backfill, self._storage, stored)
 
-    def _apply_rows(
-        self,
-        backfill: Backfill,
-        chunk: ChunkRead,
-        part: ReplicatedTable,
-        whole: ReplicatedTable,
-        rows: Sequence[Row],
-        touched: Collection[str],
-    ) -> None:
-        keyed = [(part.key_of(row), list(row)) for row in rows]
-        untouched = [item for item in keyed if item[0] not in touched]
-        self.applier.apply_chunk(whole, part, untouched, refreshes=backfill.stored.refreshes)
-        if chunk.asked is not None:
-            self.applier.drop_missing(whole, chunk.asked - {key for key, _ in keyed} - set(touched))
+    def _count(self, backfill: Backfill, mark: RowsCounted) -> None:
+        self._note_columns(backfill, mark.table)
+        backfill.on_the_way -= 1
+        self.applier.count_rows(replace(self._whole(backfill, mark.table), is_counted=True), mark.rows)
+        self._progress.advance(str(backfill.table.name), len(mark.rows))
+        self._save(backfill, replace(backfill.stored, rows=backfill.stored.rows + len(mark.rows)))
+
+    def _note_columns(self, backfill: Backfill, table: CatalogTable) -> None:
+        stored = self._tables.stored.get(backfill.table.relation_oid)
+        if stored is not None:
+            self._tables.note_columns(stored, _types(table))
 
     def _begin_count(self, backfill: Backfill, mark: CountBegun) -> None:
         """Apply what was delivered and the snapshot does not show; whatever comes from here on, it does not show."""
@@ -262,18 +291,19 @@ class Filling:
     def _forget(self, snapshot: Snapshot) -> None:
         self._recent.forget([snapshot, *self._marks.snapshots()])
 
-    def _layouts_of(self, backfill: Backfill, table: CatalogTable) -> tuple[ReplicatedTable, ReplicatedTable]:
-        """The table as it is evaluated for what is being filled, and for everything."""
-        key = (backfill.stored.id, replace(table, estimated_rows=0, file_node=0))
-        found = self._layouts.get(key)
-        if found is None:
-            layouts, stored = self._tables.layouts, backfill.table
-            found = (
-                layouts.from_catalog(stored, table, backfill.stored.definitions),
-                layouts.from_catalog(stored, table),
-            )
-            self._layouts = {key: found}
-        return found
+    def _whole(self, backfill: Backfill, table: CatalogTable) -> ReplicatedTable:
+        """The table as it is evaluated for everything."""
+        key = self._layout_key(backfill, table)
+        if key not in self._layouts:
+            self._layouts = {key: self._tables.layouts.from_catalog(backfill.table, table)}
+        return self._layouts[key]
+
+    def _layout_key(self, backfill: Backfill, table: CatalogTable) -> tuple[int, CatalogTable]:
+        return backfill.stored.id, table.without_size()
+
+
+def _types(table: CatalogTable) -> dict[str, int]:
+    return {column.name: column.type_oid for column in table.columns}
 
 
 def _touched_keys(hidden: Sequence[Delivered], table: int) -> Collection[str] | None:

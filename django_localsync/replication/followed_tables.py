@@ -101,15 +101,23 @@ class FollowedTables:
         """Rows come with these columns (name → oid of the type). Where rules read others than the stored rows were made
         of, the catalogue is looked at again: what it says then decides which rows are read again.
         """
-        before = dict(stored.columns)
-        meanings = {name: _meaning_now(meaning, types.get(name)) for name, meaning in before.items()}
-        meanings |= dict.fromkeys(types.keys() - before.keys(), SEEN)
-        other = {name for name, meaning in meanings.items() if before.get(name) != meaning}
-        if other and self.layouts.used_names(stored.name, meanings) & other:
+        meanings = self._meanings_now(stored, types)
+        if meanings is not None:
             # With the rows, if a storage transaction is open; else before them.
             sources.set_table_columns(self._storage, stored.id, sorted(meanings.items()))
             self.load()
             self._backfills.doubt_catalog()
+
+    def has_columns(self, stored: StoredTable, types: Mapping[str, int]) -> bool:
+        """Whether rows that come with these columns leave nothing to be noted."""
+        return self._meanings_now(stored, types) is None
+
+    def _meanings_now(self, stored: StoredTable, types: Mapping[str, int]) -> dict[str, str] | None:
+        before = dict(stored.columns)
+        meanings = {name: _meaning_now(meaning, types.get(name)) for name, meaning in before.items()}
+        meanings |= dict.fromkeys(types.keys() - before.keys(), SEEN)
+        other = {name for name, meaning in meanings.items() if before.get(name) != meaning}
+        return meanings if other and self.layouts.used_names(stored.name, meanings) & other else None
 
     def layout(self, oid: int) -> ReplicatedTable | None:
         """How the stream's tuples of this table are to be read, or None where they are of no use."""
@@ -122,7 +130,9 @@ class FollowedTables:
             if not names.issuperset(stored.key_columns):
                 return None  # the layout of a moment before the stored one, of a table that is not followed yet
             is_counted = any(backfill.stored.counts for backfill in self._backfills.of_table(stored.id))
-            found = replace(self.layouts.from_relation(stored, relation), is_counted=is_counted)
+            found = replace(
+                self.layouts.from_relation(stored, relation), is_followed=stored.followed, is_counted=is_counted
+            )
             self._layouts[oid] = found
         return found
 

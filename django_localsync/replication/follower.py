@@ -235,7 +235,7 @@ class _Session:
         self._reader = SourceReader(
             alias,
             lead.settings.publication_name,
-            layouts,
+            feeds,
             backfills,
             marks,
             lead.settings.heartbeat_interval_s,

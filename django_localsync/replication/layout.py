@@ -12,7 +12,7 @@ from ..storage.connections import Connection
 from ..storage.rule_sets import Feed
 from ..storage.sources import StoredTable
 from ..sync_rules.plan import Column, TableName
-from .changes import Evaluation, ReplicatedTable
+from .changes import Evaluation, ReplicatedTable, evaluation_of_all
 from .tables import CatalogColumn, CatalogTable, key_function, read_table, read_tables
 from .types import read_types
 
@@ -103,6 +103,7 @@ class LayoutBuilder:
             identity=stored.identity,
             key_of=key_function([names.index(name) for name in stored.key_columns]),
             evaluations=tuple(evaluations),
+            evaluate=evaluation_of_all(evaluations),
             toastable=tuple(item for item in toastable if item in remembered),
             toast_target=toast_target,
         )

@@ -16,11 +16,10 @@ from ..buckets.announcement import MESSAGE_PREFIX
 from ..pgoutput.snapshots import Snapshot
 from ..storage.connections import Connection
 from ..sync_rules.plan import TableName
+from .changes import Chunk, ReplicatedTable, Row
 from .tables import CatalogTable
 
 PREFIX = "mark:"
-
-Row = tuple[str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +45,16 @@ class Activation:
 class ChunkRead:
     """Rows of a table in the layout `table`, as `snapshot` shows them; `asked` are the keys that were looked for.
 
-    `next_block` is where reading goes on. `attempt` is that of the backfill when the chunk was read.
+    They were evaluated for what is to be filled, as `part`. `next_block` is where reading goes on. `attempt` is that of
+    the backfill when the chunk was read.
     """
 
     backfill: int
     attempt: int
     snapshot: Snapshot
     table: CatalogTable
-    rows: Sequence[Row]
+    part: ReplicatedTable
+    rows: Chunk
     next_block: int = 0
     blocks: int = 0
     asked: frozenset[str] | None = None
@@ -61,12 +62,22 @@ class ChunkRead:
 
 @dataclass(frozen=True, slots=True)
 class CountBegun:
-    """A table without a key is read whole in this snapshot; its rows follow as chunks."""
+    """A table without a key is read whole in this snapshot; its rows follow, in parts."""
 
     backfill: int
     attempt: int
     snapshot: Snapshot
     table: CatalogTable
+
+
+@dataclass(frozen=True, slots=True)
+class RowsCounted:
+    """Some rows of a table without a key, in the layout `table`."""
+
+    backfill: int
+    attempt: int
+    table: CatalogTable
+    rows: Sequence[Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +88,7 @@ class TableRead:
     attempt: int
 
 
-Mark = CatalogRead | Activation | ChunkRead | CountBegun | TableRead
+Mark = CatalogRead | Activation | ChunkRead | CountBegun | RowsCounted | TableRead
 
 
 class Marks:
@@ -100,10 +111,11 @@ class Marks:
         with self._lock:
             return self._waiting.pop(text.removeprefix(PREFIX), None) if text.startswith(PREFIX) else None
 
-    def knows(self, content: bytes) -> bool:
-        """Whether a message of the stream is a mark that has not come through yet."""
+    def find(self, content: bytes) -> Mark | None:
+        """The same, without taking it."""
+        text = content.decode(errors="replace")
         with self._lock:
-            return content.decode(errors="replace").removeprefix(PREFIX) in self._waiting
+            return self._waiting.get(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None
 
     def snapshots(self) -> list[Snapshot]:
         """Snapshots of all that is on its way."""

@@ -7,7 +7,7 @@ see marks.py and `pgoutput/snapshots.py`, so it needs no lock on the follower's 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from threading import Event, Thread
 from time import monotonic
@@ -18,10 +18,13 @@ from psycopg import sql
 
 from ..pgoutput.snapshots import Snapshot
 from ..storage.connections import connect_for_rows
+from ..storage.rule_sets import Feed
 from .backfills import Backfill, Backfills
+from .changes import ReplicatedTable, Row, evaluate_rows
+from .copying import copy_out
 from .heartbeat import Heartbeat
 from .layout import LayoutBuilder
-from .marks import Activation, CatalogRead, ChunkRead, CountBegun, Mark, Marks, Row, TableRead, emit
+from .marks import Activation, CatalogRead, ChunkRead, CountBegun, Marks, RowsCounted, TableRead, emit
 from .publication import publication_marks, publish_tables
 from .slot import SlotWatch
 from .tables import HASHED, CatalogTable, read_table, read_tables
@@ -45,7 +48,7 @@ class SourceReader(Thread):
         self,
         alias: str,
         publication: str,
-        layouts: LayoutBuilder,
+        feeds: Sequence[Feed],
         backfills: Backfills,
         marks: Marks,
         heartbeat_interval_s: float,
@@ -54,7 +57,7 @@ class SourceReader(Thread):
     ) -> None:
         """`published` are the marks of what is published of each table, by oid, as of the last life's last look."""
         super().__init__(name=f"localsync reader of {alias}", daemon=True)
-        self._alias, self._publication, self._layouts = alias, publication, layouts
+        self._alias, self._publication, self._feeds = alias, publication, feeds
         self._backfills, self._marks = backfills, marks
         self._heartbeat_interval_s, self._slot = heartbeat_interval_s, slot
         self._stopping = Event()
@@ -82,6 +85,7 @@ class SourceReader(Thread):
         try:
             with closing(connect_for_rows(self._alias)) as source, closing(connect_for_rows(self._alias)) as marker:
                 self._source, self._marker = source, marker
+                self._layouts = LayoutBuilder(source, self._feeds)
                 source.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
                 heartbeat = Heartbeat(marker, self._heartbeat_interval_s)
                 watch = SlotWatch(marker, self._slot)
@@ -143,7 +147,7 @@ class SourceReader(Thread):
             case "scanning":
                 self._scan(backfill, reading)
             case _:
-                self._read_wanted(backfill)
+                self._read_wanted(backfill, reading)
 
     def _has_passed_barrier(self, backfill: Backfill, reading: _Reading) -> bool:
         """Whether every transaction that wrote before this backfill began has ended.
@@ -171,9 +175,19 @@ class SourceReader(Thread):
         backfill.must_see = None
         return True
 
-    def _announce(self, backfill: Backfill, mark: Mark) -> None:
-        backfill.announced = True
+    def _announce(self, backfill: Backfill, mark: Activation | TableRead) -> None:
+        with self._backfills.changed:
+            if isinstance(mark, TableRead) and mark.attempt != backfill.attempt:
+                return  # what was read is void
+            backfill.announced = True
         self._marks.set(self._marker, mark)
+
+    def _send(self, backfill: Backfill, chunk: ChunkRead) -> None:
+        with self._backfills.changed:
+            if chunk.attempt != backfill.attempt:
+                return
+            backfill.on_the_way += 1
+        self._marks.set(self._marker, chunk)
 
     def _scan(self, backfill: Backfill, reading: _Reading) -> None:
         stored = backfill.stored
@@ -190,19 +204,17 @@ class SourceReader(Thread):
             rows = list(self._copy(table, _block_range(reading.next_block, end, _existing(stored.only_with, table))))
         if reading.next_block < end:
             reading.advance(end, rows)
-            with self._backfills.changed:
-                backfill.on_the_way += 1
-            self._marks.set(
-                self._marker,
-                ChunkRead(stored.id, backfill.attempt, snapshot, table, rows, end, reading.blocks),
-            )
+            part = self._part(backfill, table, reading)
+            chunk = evaluate_rows(part, rows)
+            attempt, blocks = reading.attempt, reading.blocks
+            self._send(backfill, ChunkRead(stored.id, attempt, snapshot, table, part, chunk, end, blocks))
         if reading.next_block >= reading.blocks:
-            self._announce(backfill, TableRead(stored.id, backfill.attempt))
+            self._announce(backfill, TableRead(stored.id, reading.attempt))
 
-    def _read_wanted(self, backfill: Backfill) -> None:
+    def _read_wanted(self, backfill: Backfill, reading: _Reading) -> None:
         """Read rows again by key. Long keys are stored as hashes: then every block is read again."""
         if backfill.wanted is None:
-            self._announce(backfill, TableRead(backfill.stored.id, backfill.attempt))
+            self._announce(backfill, TableRead(backfill.stored.id, reading.attempt))
             return
         wanted, backfill.wanted = backfill.wanted, None
         with self._snapshot_of(backfill) as (snapshot, table):
@@ -210,12 +222,17 @@ class SourceReader(Thread):
                 backfill.wanted = wanted
                 return
             rows = list(self._copy(table, _keys_condition(backfill, table, wanted)))
-        with self._backfills.changed:
-            backfill.on_the_way += 1
-        self._marks.set(
-            self._marker,
-            ChunkRead(backfill.stored.id, backfill.attempt, snapshot, table, rows, asked=frozenset(wanted)),
-        )
+        part = self._part(backfill, table, reading)
+        chunk, asked = evaluate_rows(part, rows), frozenset(wanted)
+        self._send(backfill, ChunkRead(backfill.stored.id, reading.attempt, snapshot, table, part, chunk, asked=asked))
+
+    def _part(self, backfill: Backfill, table: CatalogTable, reading: _Reading) -> ReplicatedTable:
+        """The table as it is evaluated for what is being filled."""
+        layout = table.without_size()
+        if reading.layout != layout:
+            definitions = backfill.stored.definitions
+            reading.layout, reading.part = layout, self._layouts.from_catalog(backfill.table, table, definitions)
+        return reading.part
 
     def _count(self, backfill: Backfill) -> None:
         """Read a table without a key whole, in one snapshot: equal rows can only be told by their number."""
@@ -225,15 +242,16 @@ class SourceReader(Thread):
                 return
             self._marks.set(self._marker, CountBegun(stored.id, attempt, snapshot, table))
             rows: list[Row] = []
-            for row in self._copy(table, sql.SQL("")):
-                rows.append(row)
-                if len(rows) >= CHUNK_ROWS:
-                    if not self._may_send(backfill, attempt):
-                        return
-                    self._marks.set(self._marker, ChunkRead(stored.id, attempt, snapshot, table, rows))
-                    rows = []
+            with closing(self._copy(table, sql.SQL(""))) as all_rows:
+                for row in all_rows:
+                    rows.append(row)
+                    if len(rows) >= CHUNK_ROWS:
+                        if not self._may_send(backfill, attempt):
+                            return
+                        self._marks.set(self._marker, RowsCounted(stored.id, attempt, table, rows))
+                        rows = []
             if rows:
-                self._marks.set(self._marker, ChunkRead(stored.id, attempt, snapshot, table, rows))
+                self._marks.set(self._marker, RowsCounted(stored.id, attempt, table, rows))
         self._announce(backfill, TableRead(stored.id, attempt))
 
     def _may_send(self, backfill: Backfill, attempt: int) -> bool:
@@ -271,13 +289,12 @@ class SourceReader(Thread):
         if table is None:
             self._pause(0.05)
 
-    def _copy(self, table: CatalogTable, condition: sql.Composable) -> Iterator[Row]:
+    def _copy(self, table: CatalogTable, condition: sql.Composable) -> Generator[Row]:
         columns = sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(column.name)) for column in table.columns)
         query = sql.SQL("COPY (SELECT {} FROM ONLY {} AS t {}) TO STDOUT").format(
             columns, sql.Identifier(table.name.schema, table.name.name), condition
         )
-        with self._source.cursor().copy(query) as copy:
-            yield from copy.rows()
+        return copy_out(self._source, query)
 
     def _snapshot(self) -> Snapshot:
         row = self._source.execute("SELECT pg_current_snapshot()::text").fetchone()
@@ -303,6 +320,8 @@ class _Reading:
         self.file_node: int | None = None
         self.blocks = 0
         self.chunk_blocks = FIRST_CHUNK_BLOCKS
+        self.layout: CatalogTable | None = None
+        self.part: ReplicatedTable
 
     def begin(self, file_node: int, blocks: int) -> None:
         """Begin, or begin again because the table was rewritten."""

@@ -2,7 +2,8 @@
 
 The batch grows by itself with the load and needs no timer: what has arrived is published once the socket is empty or
 BATCH_ROWS are waiting. A transaction larger than that is written in parts inside one open storage transaction, so
-memory stays bounded and nothing of it shows before its commit (I2).
+memory stays bounded and nothing of it shows before its commit (I2). While there is a backlog, a batch is stored as the
+next one is read, see storing.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import assert_never
@@ -35,10 +35,11 @@ from ..pgoutput.messages import (
 )
 from ..pgoutput.snapshots import Delivered
 from ..storage.writer import StorageWriter
-from .changes import Change, ChangeApplier, ReplicatedTable
+from .changes import Change, ReplicatedTable, Step, change_of, deletion_of
 from .connection import ReplicationConnection
 from .filling import Filling
 from .followed_tables import FollowedTables
+from .storing import Checkpoint, Storing
 
 logger = logging.getLogger(__name__)
 
@@ -71,26 +72,24 @@ class Stream:
         when_committed: Callable[[], None] = lambda: None,
     ) -> None:
         """`when_idle` does a piece of work that can wait, and answers whether there is more of it."""
-        self._connection, self._writer, self._tables, self._filling = connection, writer, tables, filling
+        self._connection, self._tables, self._filling = connection, tables, filling
         self._when_idle, self._when_committed = when_idle, when_committed
-        self._source = source
-        self._lsn = lsn  # end of the last commit that storage holds
+        self._storing = Storing(writer, filling, source, lsn)
         self._idle_lsn, self._idle_since = lsn, monotonic()
-        self._confirmed_at = monotonic()
-        self._applier: ChangeApplier = filling.applier
+        self._confirmed, self._confirmed_at = lsn, monotonic()
         self._changes: list[Change] = []
         self._write_checkpoints: set[int] = set()
         self._end_lsn: int | None = None  # end of the last whole transaction that is not published yet
         self._committed_at: datetime | None = None
         self._in_transaction = self._skipping = False
+        self._is_written = False  # in part, as far as the transaction at hand is
         self._delivered: Delivered | None = None  # what the transaction at hand does to tables that are being read
         self._marks: list[bytes] = []
-        self._storage_transaction = ExitStack()
 
     @property
     def position(self) -> int:
         """End of the last commit that storage holds."""
-        return self._lsn
+        return self._storing.position
 
     def run(self, check: Callable[[], None], wake_fd: int) -> None:
         """Follow the stream until `check`, which is asked several times a second, raises.
@@ -102,16 +101,19 @@ class Stream:
             work_is_waiting = True
             while True:
                 check()
-                payloads = self._connection.read(0 if work_is_waiting else STATUS_INTERVAL_S, wake_fd)
+                is_waiting = work_is_waiting or self._storing.is_busy()
+                payloads = self._connection.read(0 if is_waiting else STATUS_INTERVAL_S, wake_fd)
                 for payload in payloads:
                     self._receive(payload)
                 if self._end_lsn is not None and not self._in_transaction and not self._connection.has_buffered():
                     self._publish()
+                if not payloads:
+                    self._storing.finish()
                 self._confirm_when_due()
                 if not payloads and self._is_idle():
                     work_is_waiting = self._when_idle()
         finally:
-            self._abandon_storage_transaction()
+            self._storing.close(sys.exc_info()[1])
 
     def _receive(self, payload: bytes) -> None:
         if payload[:1] == XLOG_DATA:  # nothing else of the frame is of use, and there is one a row
@@ -132,13 +134,14 @@ class Stream:
                     self._row_changed(message)
             case Begin():
                 # Only commit LSNs are ordered; a transaction whose commit lies before our position is stored (I3).
-                self._in_transaction, self._skipping = True, message.final_lsn.value < self._lsn
+                self._in_transaction, self._skipping = True, message.final_lsn.value < self.position
                 self._delivered = Delivered(message.xid) if self._filling.is_reading() else None
             case Commit():
                 self._in_transaction = False
                 if not self._skipping:
                     self._commit(message)
             case Relation():
+                self._storing.finish()
                 self._tables.note_relation(message)
             case Truncate():
                 if not self._skipping:
@@ -159,40 +162,41 @@ class Stream:
         self._when_committed()
         if self._marks:
             self._pass_marks()
-        elif self._writer.in_transaction:  # the batch was full within this transaction
+        elif self._is_written or len(self._changes) >= BATCH_ROWS:
             self._publish()
 
     def _row_changed(self, message: Insert | Update | Delete) -> None:
         table = self._tables.layout(message.relation)
         if table is None:
             return
-        is_followed = self._tables.is_followed(message.relation)
         try:
             change = _change(table, message)
         except TypeError:  # the stream is still at a moment when the table had another identity
-            if is_followed:
+            if table.is_followed:
                 raise
             if self._delivered is not None:
                 self._delivered.touch_unknown(table.id)
             return
         if self._delivered is not None:
             self._filling.note_change(self._delivered, change)
-        if not is_followed:
+        if not table.is_followed:
             return
         self._changes.append(change)
-        if len(self._changes) >= BATCH_ROWS and self._in_transaction:
-            self._write()
+        if len(self._changes) >= 2 * BATCH_ROWS:  # a transaction's end is worth some waiting
+            self._is_written = True
+            self._storing.store_later(self._take_changes(), None)
 
     def _truncate(self, message: Truncate) -> None:
-        self._write()
+        self._is_written = True
+        self._write_now()
         for oid in message.relations:
             table = self._tables.layout(oid)
             if table is None:
                 continue
             if self._delivered is not None:
                 self._filling.note_truncate(self._delivered, table.id)
-            if self._tables.is_followed(oid):
-                self._applier.truncate(table.id, table.identity, table.definitions)
+            if table.is_followed:
+                self._filling.applier.truncate(table.id, table.identity, table.definitions)
 
     def _receive_message(self, content: bytes) -> None:
         if content.isdigit():
@@ -205,85 +209,76 @@ class Stream:
     def _pass_marks(self) -> None:
         """In a storage transaction of its own, whole transactions before it being published."""
         marks, self._marks = self._marks, []
-        self._write()
+        chunk = self._filling.take_chunk(marks[0]) if len(marks) == 1 else None
+        if chunk is not None:
+            step, save = chunk
+            self._storing.store_later(step, self._take_checkpoint(), save)
+            return
+        self._write_now()
         for content in marks:
             self._filling.pass_mark(content)
         self._publish()
 
-    def _write(self) -> None:
-        """Write what is waiting into the open storage transaction, unseen."""
-        self._begin_storage_transaction()
-        changes, self._changes = self._changes, []
-        self._applier.apply(changes)
-        if self._applier.incomplete:
-            self._filling.check_incomplete()
+    def _write_now(self) -> None:
+        """Have a storage transaction open that holds everything so far."""
+        self._storing.store(self._take_changes(), None)
 
     def _publish(self) -> None:
+        """Make a checkpoint of the whole transactions so far."""
+        # Without a backlog, the way through another thread would only add to the delay.
+        has_backlog = len(self._changes) >= BATCH_ROWS or self._storing.is_busy()
+        store = self._storing.store_later if has_backlog else self._storing.store
+        store(self._take_changes(), self._take_checkpoint())
+        if not self._storing.is_busy():
+            self._confirm()
+
+    def _take_checkpoint(self) -> Checkpoint:
         assert self._end_lsn is not None
-        self._write()
-        swaps = self._filling.finish()
-        self._writer.publish(
-            self._source,
-            self._end_lsn,
-            committed_at=self._committed_at,
-            write_checkpoints=self._write_checkpoints,
-            show=swaps.shows,
-            rules_replaced=swaps.rules,
-        )
-        self._storage_transaction.close()  # commits
-        self._lsn, self._end_lsn, self._idle_since = self._end_lsn, None, monotonic()
+        checkpoint = Checkpoint(self._end_lsn, self._committed_at, frozenset(self._write_checkpoints))
+        self._end_lsn, self._idle_since, self._is_written = None, monotonic(), False
         self._write_checkpoints = set()
-        self._confirm()  # only now: it is durable (I3)
-        self._filling.settle()
+        return checkpoint
 
-    def _begin_storage_transaction(self) -> None:
-        if not self._writer.in_transaction:
-            self._storage_transaction.enter_context(self._writer.transaction())
-
-    def _abandon_storage_transaction(self) -> None:
-        if self._writer.in_transaction:
-            error = sys.exc_info()[1] or InterruptedError("the stream was stopped within a transaction")
-            try:
-                self._storage_transaction.__exit__(type(error), error, error.__traceback__)
-            except Exception as again:
-                if again is not error:
-                    logger.debug("rolling back: %s", again)
+    def _take_changes(self) -> Step:
+        changes, self._changes = self._changes, []
+        return self._filling.applier.changes_step(changes)
 
     def _is_idle(self) -> bool:
-        return not self._in_transaction and self._end_lsn is None
+        return not self._in_transaction and self._end_lsn is None and not self._storing.is_busy()
 
     def _note_idle_position(self, wal_end: int, *, at_once: bool) -> None:
         """Everything before it was delivered, and nothing of it is waiting."""
         self._idle_lsn = max(self._idle_lsn, wal_end)
         is_due = at_once or monotonic() - self._idle_since >= IDLE_POSITION_INTERVAL_S
-        if self._idle_lsn > self._lsn and is_due:
+        if self._idle_lsn > self.position and is_due:
             self._end_lsn = self._idle_lsn
             self._publish()
 
     def _confirm_when_due(self) -> None:
-        if monotonic() - self._confirmed_at >= STATUS_INTERVAL_S:
+        if self.position != self._confirmed or monotonic() - self._confirmed_at >= STATUS_INTERVAL_S:
             self._confirm()
 
     def _confirm(self) -> None:
-        self._connection.confirm(Lsn(self._lsn))
-        self._confirmed_at = monotonic()
+        """Tell Postgres how far storage has come: only what is durable (I3)."""
+        self._confirmed, self._confirmed_at = self.position, monotonic()
+        self._connection.confirm(Lsn(self._confirmed))
 
 
 def _change(table: ReplicatedTable, message: Insert | Update | Delete) -> Change:
     match message:
         case Insert():
-            return Change(table, None, table.key_of(message.new), message.new)
+            return change_of(table, None, table.key_of(message.new), message.new)
         case Update():
             return _update(table, message)
         case Delete():
-            return Change(table, table.key_of(message.old), None, None)
+            return deletion_of(table, table.key_of(message.old))
 
 
 def _update(table: ReplicatedTable, message: Update) -> Change:
     new, before = message.new, message.old
     if before is None:
         key = table.key_of(new)
-        return Change(table, key, key, new)
+        return change_of(table, key, key, new)
     # The old tuple repeats what the new one leaves out: all of it under FULL, else the identity's columns.
     new = [old if value is UNCHANGED and old is not None else value for value, old in zip(new, before, strict=True)]
-    return Change(table, table.key_of(before), table.key_of(new), new)
+    return change_of(table, table.key_of(before), table.key_of(new), new)

@@ -73,6 +73,10 @@ class CatalogTable:
         """Name and meaning of each column, sorted by name."""
         return tuple(sorted((column.name, column.meaning) for column in self.columns))
 
+    def without_size(self) -> CatalogTable:
+        """The same table, whatever has become of its size and its file."""
+        return replace(self, estimated_rows=0, file_node=0)
+
 
 CATALOG_TABLES = """
     SELECT class.oid::bigint, namespace.nspname, class.relname, class.relreplident, class.reltuples::bigint,

@@ -134,7 +134,7 @@ class StorageWriter:
                 self._lock()
                 yield
         except BaseException:
-            self._buckets.clear()  # ids made in the lost transaction do not exist
+            self._buckets = {}  # ids made in the lost transaction do not exist
             raise
         finally:
             self._forget_transaction()
@@ -171,19 +171,23 @@ class StorageWriter:
         RETURNING definition_id, parameters, id
     """
 
+    def find_buckets(self, keys: Iterable[BucketKey]) -> set[BucketKey]:
+        """Look up the ids of buckets; answers those that do not exist. Needs no transaction."""
+        missing = {key for key in keys if key not in self._buckets}
+        if missing:
+            self._remember_buckets(sized(self.FIND_BUCKETS, len(missing)), missing)
+            missing = {key for key in missing if key not in self._buckets}
+        return missing
+
     def bucket_ids(self, keys: Iterable[BucketKey]) -> dict[BucketKey, int]:
         """Ids of buckets by what they are, made where they did not exist.
 
         Answers the whole cache, which only grows until the transaction ends; do not change it.
         """
-        missing = {key for key in keys if key not in self._buckets}
-        if not missing:
-            return self._buckets
-        self._remember_buckets(sized(self.FIND_BUCKETS, len(missing)), missing)
-        created = {key for key in missing if key not in self._buckets}
-        if created:
-            self._remember_buckets(self.CREATE_BUCKETS, created)
-            self._created.update(bucket_digest(*key) for key in created)
+        missing = self.find_buckets(keys)
+        if missing:
+            self._remember_buckets(self.CREATE_BUCKETS, missing)
+            self._created.update(bucket_digest(*key) for key in missing)
         return self._buckets
 
     # Primary key (table_id, key).
@@ -217,13 +221,7 @@ class StorageWriter:
 
     def read_state(self, text: str) -> RowState:
         """A remembered state, as far as definitions are fed."""
-        state, living = decode_state(text), self._living
-        if living is None:
-            return state
-        return state._replace(
-            places=tuple(place for place in state.places if place[0] >> 32 in living),
-            lookups=tuple(lookup for lookup in state.lookups if lookup[0] in living),
-        )
+        return decode_state(text, self._living)
 
     def write(self, changes: WriteSet) -> None:
         """Make a batch durable with the transaction, unseen: op ids above every checkpoint."""

@@ -68,7 +68,7 @@ def position_ignored(patch: pytest.MonkeyPatch) -> None:
 
     def forget(self: Stream, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        self._lsn = 0
+        self._storing.position = 0
 
     patch.setattr(Stream, "__init__", forget)
     patch.setattr(Stream, "_confirm", lambda self: None)
@@ -84,7 +84,7 @@ def half_transaction_published(patch: pytest.MonkeyPatch) -> None:
     def publish_at_once(self: Stream, message: Any) -> None:
         changed(self, message)
         if self._changes and self._changes[-1].table.name.name == "account" and self._end_lsn is None:
-            self._end_lsn = self._lsn
+            self._end_lsn = self.position
             self._publish()
 
     patch.setattr(Stream, "_row_changed", publish_at_once)

@@ -21,7 +21,7 @@ class HalfTransactions(stream.Stream):
         super()._handle(message)
         table = self._tables.layout(message.relation) if isinstance(message, Update) else None
         if table is not None and table.name.name == "pgbench_tellers":
-            self._end_lsn = self._lsn
+            self._end_lsn = self.position
             self._publish()
             self._end_lsn = None
 

@@ -11,7 +11,7 @@ import pytest
 
 from django_localsync.replication import source_reader
 from django_localsync.replication.backfills import Backfill, Backfills
-from django_localsync.replication.marks import ChunkRead, CountBegun, Mark, Marks
+from django_localsync.replication.marks import ChunkRead, CountBegun, Mark, Marks, RowsCounted
 from django_localsync.replication.source_reader import SourceReader
 from django_localsync.storage.connections import connect
 from django_localsync.storage.sources import StoredBackfill, StoredTable
@@ -43,7 +43,7 @@ class Reading:
         self._then[chunk] = what
 
     def _note(self, marks: Marks, connection: psycopg.Connection, mark: Mark) -> None:
-        if isinstance(mark, ChunkRead | CountBegun):
+        if isinstance(mark, ChunkRead | CountBegun | RowsCounted):
             self.chunks += 1
             self._then.pop(self.chunks, lambda: None)()
         self._set(marks, connection, mark)
@@ -468,7 +468,7 @@ def test_a_table_is_given_up_while_its_rows_are_counted(moment):
     backfill = Backfill(stored, StoredTable(1, 1, TableName("public", "note"), "row", (), (), True))
     backfills.add(backfill)
     backfill.on_the_way = 5
-    reader = SourceReader("default", "localsync", None, backfills, marks, 0, {}, "slot")  # type: ignore[arg-type]
+    reader = SourceReader("default", "localsync", (), backfills, marks, 0, {}, "slot")
     answers: list[bool] = []
     reading = Thread(target=lambda: answers.append(reader._may_send(backfill, backfill.attempt)))
     if moment == "before":

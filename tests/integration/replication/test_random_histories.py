@@ -59,8 +59,8 @@ def stage(origin: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
         (StorageWriter, "bucket_ids"),
         (Stream, "_confirm"),
         (Stream, "_receive"),
-        (ChangeApplier, "apply"),
-        (ChangeApplier, "apply_chunk"),
+        (ChangeApplier, "look_up"),
+        (ChangeApplier, "work_out"),
         (Filling, "pass_mark"),
         (Marks, "set"),
     ):
