@@ -15,14 +15,16 @@ MAX_ON_THE_WAY = 3  # chunks that were read and have not come through the stream
 class Backfill:
     """A table that is being read.
 
-    `stored` and `attempt` belong to the follower: another attempt makes everything void that was read before. The rest
-    is how the two threads hand over: `must_see` are transactions that the first chunk must show; `wanted` are keys to
-    read again (None: none were asked for yet).
+    `stored`, `attempt` and `is_quiet` belong to the follower: another attempt makes everything void that was read
+    before; quiet is a table of which storage knows no row that is still to be read. The rest is how the two threads
+    hand over: `must_see` are transactions that the first chunk must show; `wanted` are keys to read again (None: none
+    were asked for yet).
     """
 
     stored: StoredBackfill
     table: StoredTable
     attempt: int = 0
+    is_quiet: bool = False
     on_the_way: int = 0
     announced: bool = False  # a mark is on its way after which the phase changes
     is_resumed: bool = False  # an earlier life began it, and knew more of it
@@ -73,6 +75,7 @@ class Backfills:
         """What was read since the last stored chunk is void."""
         with self.changed:
             backfill.attempt += 1
+            backfill.is_quiet = False
             backfill.on_the_way = 0
             backfill.announced = False
             self.changed.notify_all()

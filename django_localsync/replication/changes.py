@@ -208,14 +208,17 @@ class ChangeApplier:
 
         return Step(Needed(buckets, wanted), walk)
 
-    def chunk_step(self, whole: ReplicatedTable, part: ReplicatedTable, chunk: Chunk, *, refreshes: bool) -> Step:
+    def chunk_step(
+        self, whole: ReplicatedTable, part: ReplicatedTable, chunk: Chunk, *, refreshes: bool, are_new: bool
+    ) -> Step:
         """What rows that were read mean for some definitions.
 
         `part` is the table as it was evaluated for those definitions, `whole` for all: a row that was incomplete is
-        written whole. A row that is stored with the same places already was changed in the stream since.
+        written whole. A row that is stored with the same places already was changed in the stream since. `are_new`:
+        storage knows none of them.
         """
         buckets = {row[:2] for _, _, result in chunk for row in result[0]}
-        wanted = {} if part.identity == "none" else {part.id: [key for key, _, _ in chunk]}
+        wanted = {} if part.identity == "none" or are_new else {part.id: [key for key, _, _ in chunk]}
 
         def walk(rows: Rows, output: WriteSet) -> None:
             for key, values, result in chunk:

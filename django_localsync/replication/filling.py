@@ -76,7 +76,7 @@ class Filling:
         self._something_ended = self._was_swapped = self._is_count_void = False
         self._with_incomplete: set[int] = set()
         self._forget_at = FORGET_AT
-        self._layouts: dict[tuple[int, CatalogTable], ReplicatedTable] = {}  # of the table that is being read
+        self._layouts: dict[int, tuple[CatalogTable, ReplicatedTable]] = {}  # that of each backfill's last chunk
         self.applier = ChangeApplier(writer)
 
     def is_reading(self) -> bool:
@@ -87,6 +87,7 @@ class Filling:
         """A row of a transaction that is being delivered was changed."""
         table = change.table
         for backfill in self._backfills.of_table(table.id):
+            backfill.is_quiet = False
             if backfill.stored.counts and backfill.stored.phase == "waiting":
                 delivered.keep(table.id, change)
             else:
@@ -96,6 +97,7 @@ class Filling:
         """A table is emptied by a transaction that is being delivered. Rows that were being counted are gone, too."""
         delivered.truncate(table)
         for backfill in self._backfills.of_table(table):
+            backfill.is_quiet = False
             if backfill.stored.counts and backfill.stored.phase == "scanning":
                 self._backfills.restart(backfill)
                 self._is_count_void = True
@@ -131,11 +133,7 @@ class Filling:
         if not isinstance(mark, ChunkRead) or mark.asked is not None:
             return None
         backfill = self._backfills.get(mark.backfill)
-        if (
-            backfill is None
-            or backfill.attempt != mark.attempt
-            or self._layout_key(backfill, mark.table) not in self._layouts
-        ):
+        if backfill is None or backfill.attempt != mark.attempt or not self._has_layout(backfill, mark.table):
             return None
         table = self._tables.stored.get(backfill.table.relation_oid)
         if table is None or not self._tables.has_columns(table, _types(mark.table)):
@@ -194,6 +192,7 @@ class Filling:
         """Apply the table's changes from here on. The first chunk must show whatever was ignored until now."""
         self._begin_reading(backfill, replace(backfill.stored, phase="scanning"))
         backfill.must_see = self._recent.xids()
+        backfill.is_quiet = backfill.table.identity == "key" and not self._writer.rows_from(backfill.table.id, "", 1)
 
     def _begin_reading(self, backfill: Backfill, stored: StoredBackfill) -> None:
         if not self._tables.is_followed(backfill.table.relation_oid):
@@ -230,7 +229,11 @@ class Filling:
             rows = ()
         elif touched:
             rows = [row for row in rows if row[0] not in touched]
-        step = self.applier.chunk_step(self._whole(backfill, chunk.table), chunk.part, rows, refreshes=stored.refreshes)
+        if stored.file_node not in (None, chunk.table.file_node):
+            backfill.is_quiet = False  # the table was rewritten, and is read again
+        step = self.applier.chunk_step(
+            self._whole(backfill, chunk.table), chunk.part, rows, refreshes=stored.refreshes, are_new=backfill.is_quiet
+        )
         if chunk.asked is None:
             stored = replace(
                 stored,
@@ -280,6 +283,7 @@ class Filling:
             return
         sources.end_backfill(self._storage, stored.id)
         self._backfills.end(stored.id)
+        self._layouts.pop(stored.id, None)
         if stored.counts:
             self._tables.load()  # deletions come after what they delete from here on
         self._something_ended = True
@@ -293,13 +297,14 @@ class Filling:
 
     def _whole(self, backfill: Backfill, table: CatalogTable) -> ReplicatedTable:
         """The table as it is evaluated for everything."""
-        key = self._layout_key(backfill, table)
-        if key not in self._layouts:
-            self._layouts = {key: self._tables.layouts.from_catalog(backfill.table, table)}
-        return self._layouts[key]
+        if not self._has_layout(backfill, table):
+            whole = self._tables.layouts.from_catalog(backfill.table, table)
+            self._layouts[backfill.stored.id] = table.without_size(), whole
+        return self._layouts[backfill.stored.id][1]
 
-    def _layout_key(self, backfill: Backfill, table: CatalogTable) -> tuple[int, CatalogTable]:
-        return backfill.stored.id, table.without_size()
+    def _has_layout(self, backfill: Backfill, table: CatalogTable) -> bool:
+        known = self._layouts.get(backfill.stored.id)
+        return known is not None and known[0] == table.without_size()
 
 
 def _types(table: CatalogTable) -> dict[str, int]:

@@ -329,7 +329,7 @@ class _Reading:
 
     def advance(self, end: int, rows: list[Row]) -> None:
         """A chunk was read; the next one is as many blocks as are likely to have the right size."""
-        size = sum(len(value) for row in rows for value in row if value is not None)
+        size = sum(sum(map(len, filter(None, row))) for row in rows)
         factor = min(CHUNK_ROWS / max(len(rows), 1), CHUNK_BYTES / max(size, 1), 4.0)
         self.chunk_blocks = max(1, min(int(self.chunk_blocks * factor), MAX_CHUNK_BLOCKS))
         self.next_block = end

@@ -15,6 +15,7 @@ from django_localsync.replication import source_reader, stream
 from django_localsync.replication.changes import ChangeApplier
 from django_localsync.replication.filling import Filling
 from django_localsync.replication.source_reader import SourceReader
+from django_localsync.replication.storing import Storing
 from django_localsync.replication.stream import Stream
 from django_localsync.storage import rule_sets
 from django_localsync.storage.writer import StorageWriter, WriteSet
@@ -161,7 +162,27 @@ def copies_not_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ChangeApplier, "_drop_copy", drop_all)
 
 
+def last_step_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A step takes rows as storage had them before the step before it was written."""
+    work_out = ChangeApplier.work_out
+    patch.setattr(ChangeApplier, "work_out", lambda self, step, known, _, find: work_out(self, step, known, {}, find))
+
+
+def goes_on_after_a_failure(patch: pytest.MonkeyPatch) -> None:
+    """What waits behind something that could not be stored is stored all the same."""
+    patch.setattr(Storing, "_try", lambda self, task: task())
+
+
+def stale_rows_counted_as_new(patch: pytest.MonkeyPatch) -> None:
+    """Rows that are read are taken for new ones, although the stream has brought some of them."""
+    step = ChangeApplier.chunk_step
+    patch.setattr(
+        ChangeApplier, "chunk_step", lambda self, *args, are_new, **named: step(self, *args, are_new=True, **named)
+    )
+
+
 QUICKLY_NOTICED: list[Fault] = [
+    last_step_forgotten,
     remove_dropped,
     grant_too_many,
     swapped_before_filled,
@@ -178,4 +199,6 @@ RARELY_MET: list[Fault] = [
     no_barrier,
     rewrite_overlooked,
     copies_not_counted,
+    goes_on_after_a_failure,
+    stale_rows_counted_as_new,
 ]
