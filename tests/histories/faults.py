@@ -15,7 +15,6 @@ from django_localsync.replication import source_reader, stream
 from django_localsync.replication.changes import ChangeApplier
 from django_localsync.replication.filling import Filling
 from django_localsync.replication.source_reader import SourceReader
-from django_localsync.replication.storing import Storing
 from django_localsync.replication.stream import Stream
 from django_localsync.storage import rule_sets
 from django_localsync.storage.writer import StorageWriter, WriteSet
@@ -168,11 +167,6 @@ def last_step_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ChangeApplier, "work_out", lambda self, step, known, _, find: work_out(self, step, known, {}, find))
 
 
-def goes_on_after_a_failure(patch: pytest.MonkeyPatch) -> None:
-    """What waits behind something that could not be stored is stored all the same."""
-    patch.setattr(Storing, "_try", lambda self, task: task())
-
-
 def stale_rows_counted_as_new(patch: pytest.MonkeyPatch) -> None:
     """Rows that are read are taken for new ones, although the stream has brought some of them."""
     step = ChangeApplier.chunk_step
@@ -199,6 +193,5 @@ RARELY_MET: list[Fault] = [
     no_barrier,
     rewrite_overlooked,
     copies_not_counted,
-    goes_on_after_a_failure,
     stale_rows_counted_as_new,
 ]
