@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,20 @@ POLL_INTERVAL_S = 0.02
 
 def execute(*statements: str) -> None:
     """Run SQL; each text is a transaction of its own."""
-    with connection.cursor() as cursor:
+    with cursor_of_thread() as cursor:
         for statement in statements:
             cursor.execute(statement)
+
+
+@contextmanager
+def cursor_of_thread() -> Iterator[Any]:
+    """A cursor of Django's connection, which is closed again in any thread but the test's own: it would outlive it."""
+    try:
+        with connection.cursor() as cursor:
+            yield cursor
+    finally:
+        if threading.current_thread() is not threading.main_thread():
+            connection.close()
 
 
 def works(statement: str) -> bool:
@@ -36,7 +48,7 @@ def works(statement: str) -> bool:
 
 def query(statement: str) -> list[tuple[Any, ...]]:
     """Ask the test database."""
-    with connection.cursor() as cursor:
+    with cursor_of_thread() as cursor:
         cursor.execute(statement)
         return list(cursor.fetchall())
 
