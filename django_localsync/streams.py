@@ -54,7 +54,8 @@ from .protocol.session import (
 )
 from .storage.notifications import Notifications
 from .storage.pages import LineForm, PageKey, Pages
-from .storage.reader import Client, StorageReader
+from .storage.reader import StorageReader
+from .storage.resolving import Client
 from .sync_rules import compile_rules
 from .sync_rules.plan import Plan, RequestParameters, Subscription
 from .tokens import EXPIRED, REVOKED

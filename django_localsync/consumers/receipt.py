@@ -15,7 +15,7 @@ from ..buckets.operation import OpId
 from ..exceptions import RequestError
 from ..protocol.receipts import check_client_id
 from ..protocol.revocations import Bearer
-from ..storage.reader import Client
+from ..storage.resolving import Client
 from ..storage.write_checkpoints import request_write_checkpoint
 from ..streams import get_stream_server
 from ..sync_rules.plan import RequestParameters

@@ -1,18 +1,15 @@
 """Reads bucket storage for sync streams: a client's checkpoint, and pages of a bucket's operations.
 
 A checkpoint is everything a client may have: it is read in one snapshot (I2, I5), in one round trip plus one for each
-lookup stage of the rules, through an async pool of connections made from the Django alias's own parameters. Statements
-that need no answer in between travel together as one text, their values escaped by libpq: psycopg's pipeline mode
-costs five times as much.
+lookup stage of the rules, through an async pool of connections made from the Django alias's own parameters. Clients
+that come while others are read share the next snapshot and its round trips. Statements that need no answer in between
+travel together as one text, their values escaped by libpq: psycopg's pipeline mode costs five times as much.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -21,65 +18,25 @@ from psycopg import AsyncClientCursor, AsyncConnection, OperationalError
 from psycopg.errors import UndefinedColumn, UndefinedTable
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from ..buckets.announcement import BucketTotals, bucket_digest, lookup_digest, write_checkpoint_digest
+from ..buckets.announcement import BucketTotals
 from ..buckets.operation import OpId
-from ..exceptions import LimitExceeded, RequestError
-from ..protocol.lines import StoredOperation, StreamInfo
-from ..protocol.session import ServedBucket, ServedCheckpoint
+from ..exceptions import RequestError
+from ..protocol.lines import StoredOperation
 from ..sync_rules.formats import unknown_format
-from ..sync_rules.plan import LookupKey, LookupResults, Plan, RequestParameters, Resolution
-from .notifications import Interests
+from ..sync_rules.plan import LookupKey, Plan, RequestParameters, Resolution
+from .gathering import Gathering
 from .planning import sized
+from .resolving import NOT_FOUND, Client, FoundBucket, Reading, Resolving, ServedRules, make_reading, wanted_totals
 
 POOL_TIMEOUT_S = 5.0
 PAGE_OPERATIONS = 1000
 PAGE_BYTES = 512 << 10  # of row data; a page ends with the operation that reaches it. Daphne sends no message of 1 MiB
+GROUP_CLIENTS, GROUP_PAGES = 32, 4  # that are read together, at most
+LOOP_S = 0.002  # how long the buckets of one client after another are worked out before others get a turn
 
 Connection = AsyncConnection[tuple[Any, ...]]
 PlanFor = Callable[[str, int], Plan]
 """Compiles the text of a rule set, whose operations have a format."""
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """Whose checkpoint is read: the user and device a write checkpoint is for, and what the rules may ask."""
-
-    user_key: str
-    client_id: str
-    parameters: RequestParameters
-
-
-@dataclass(frozen=True, slots=True)
-class ServedRules:
-    """The active rule set: its compiled plan, and the ids its bucket and lookup sources have in storage.
-
-    `names` are those that definitions were made with: a stream that is renamed keeps its buckets, and their names.
-    """
-
-    id: int
-    plan: Plan
-    bucket_definitions: tuple[int, ...]
-    lookup_definitions: tuple[int, ...]
-    names: Mapping[int, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A client's checkpoint, and what must change in storage for another one to be read."""
-
-    checkpoint: ServedCheckpoint
-    interests: Interests
-
-
-class _Found(NamedTuple):
-    """A bucket as storage has it; its id is None where it does not exist yet."""
-
-    id: int | None
-    generation: int
-    totals: BucketTotals
-
-
-NOT_FOUND = _Found(None, 0, BucketTotals(0, 0, 0))
 
 
 class StorageReader:
@@ -100,7 +57,9 @@ class StorageReader:
         self._turns = asyncio.Semaphore(max(1, pool_size))  # waiting for a turn is no outage, however long
         self._rules: ServedRules | None = None
         self._loading = asyncio.Lock()
-        self._readings: set[asyncio.Task[Reading]] = set()
+        groups = max(1, pool_size // 2)
+        self._clients = Gathering(self._read_clients, groups=groups, group_size=GROUP_CLIENTS)
+        self._pages = Gathering(self._read_pages, groups=groups, group_size=GROUP_PAGES)
 
     async def open(self) -> None:
         """Begin to make connections."""
@@ -118,43 +77,48 @@ class StorageReader:
 
         A caller that is cancelled leaves the read to end by itself: to break it off would cost another connection.
         """
-        await self._turns.acquire()
-        reading = asyncio.create_task(self._read_again(client))
-        self._readings.add(reading)
-        reading.add_done_callback(self._end_turn)
-        return await asyncio.shield(reading)
+        return await self._clients.ask(client)
 
-    def _end_turn(self, reading: asyncio.Task[Reading]) -> None:
-        self._turns.release()
-        self._readings.discard(reading)
-        if not reading.cancelled():
-            reading.exception()  # seen: whoever asked may have gone away
+    async def _read_clients(self, clients: Sequence[Client]) -> Sequence[Reading | Exception]:
+        async with self._turns:
+            try:
+                return await self._read_active(clients)
+            except PoolTimeout:
+                raise  # nobody has answered for long enough
+            except OperationalError:
+                await self._pool.check()  # the server may have been restarted since; see whether it is back
+                return await self._read_active(clients)
+            except RequestError:
+                raise  # nothing is served to anybody
+            except Exception:
+                return [await self._read_alone(client) for client in clients]
 
-    async def _read_again(self, client: Client) -> Reading:
-        """Read, a second time where the server was restarted meanwhile."""
+    async def _read_alone(self, client: Client) -> Reading | Exception:
+        """One of several that could not be read together: what is wrong with one is no other's business."""
         try:
-            return await self._read_checkpoint(client)
-        except OperationalError:
-            await self._pool.check()  # the server may have been restarted since; see whether it is back
-            return await self._read_checkpoint(client)
+            return (await self._read_active([client]))[0]
+        except Exception as error:
+            return error
 
-    async def _read_checkpoint(self, client: Client) -> Reading:
+    async def _read_active(self, clients: Sequence[Client]) -> Sequence[Reading | Exception]:
         while True:
             rules = self._rules or await self._load_rules()
-            reading = await self._read(rules, client)
-            if reading is not None:
-                return reading
+            readings = await self._read(rules, clients)
+            if readings is not None:
+                return readings
             if self._rules is rules:
                 self._rules = None  # another rule set has become active
 
     BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
     # Primary keys throughout. I7: every source has passed the position that the receipt stands for.
     HEAD = """
-        SELECT checkpoint.op_id, checkpoint.incarnation, receipt.number
+        SELECT wanted.n, checkpoint.op_id, checkpoint.incarnation, receipt.number
           FROM localsync_checkpoint AS checkpoint
           JOIN localsync_rule_set AS rule_set ON rule_set.id = %s AND rule_set.state = 'active'
+          JOIN (SELECT * FROM json_to_recordset(%s::json) AS wanted (n integer, u text, c text) LIMIT ALL) AS wanted
+            ON true
           LEFT JOIN localsync_write_checkpoint AS receipt
-            ON receipt.user_key = %s AND receipt.client_id = %s
+            ON receipt.user_key = wanted.u AND receipt.client_id = wanted.c
            AND NOT EXISTS (SELECT FROM jsonb_each_text(receipt.positions) AS position (alias, lsn)
                              JOIN localsync_source AS source ON source.alias = position.alias
                             WHERE source.lsn < position.lsn::bigint)
@@ -174,52 +138,66 @@ class StorageReader:
           JOIN localsync_bucket AS bucket ON bucket.definition_id = wanted.d AND bucket.parameters = wanted.p
     """
 
-    async def _read(self, rules: ServedRules, client: Client) -> Reading | None:
-        """One snapshot; None when these rules are not the active ones (any more)."""
+    async def _read(self, rules: ServedRules, clients: Sequence[Client]) -> Sequence[Reading | Exception] | None:
+        """One snapshot for all; None when these rules are not the active ones (any more)."""
         async with self._pool.connection() as connection:
             batch = _Batch(connection)
             batch.add(self.BEGIN)
-            batch.add(self.HEAD, rules.id, client.user_key, client.client_id)
-            resolution = await self._resolve(batch, rules, client.parameters)
-            batch.add(sized(self.TOTALS, len(resolution.buckets)), _ask_for_totals(rules, resolution))
+            asking = [{"n": n, "u": client.user_key, "c": client.client_id} for n, client in enumerate(clients)]
+            batch.add(sized(self.HEAD, len(asking)), rules.id, _json(asking))
+            outcomes = await self._resolve(batch, rules, [client.parameters for client in clients])
+            wanted = [item for outcome in outcomes for item in wanted_totals(rules, outcome)]
+            batch.add(sized(self.TOTALS, len(wanted)), _json([{"n": n, **item} for n, item in enumerate(wanted)]))
             batch.add("COMMIT")
-            _, head, *_, found, _ = await batch.run()
-        if not head:
+            _, heads, *_, found, _ = await batch.run()
+        if not heads:
             return None
-        ((op_id, incarnation, write_checkpoint),) = head
-        totals = {number: _Found(id_, generation, BucketTotals(*counts)) for number, id_, generation, *counts in found}
-        buckets = _name_buckets(rules, incarnation, resolution, totals)
-        checkpoint = ServedCheckpoint(rules.id, OpId(op_id), buckets, _describe_streams(resolution), write_checkpoint)
-        return Reading(checkpoint, _find_interests(rules, client, resolution, totals))
+        totals = {
+            number: FoundBucket(id_, generation, BucketTotals(*counts)) for number, id_, generation, *counts in found
+        }
+        turns, number = _Turns(), 0
+        readings: list[Reading | Exception] = []
+        for client, outcome, (_, *head) in zip(clients, outcomes, sorted(heads), strict=True):
+            if isinstance(outcome, Exception):
+                readings.append(outcome)
+                continue
+            own = [totals.get(n, NOT_FOUND) for n in range(number, number + len(outcome.buckets))]
+            readings.append(make_reading(rules, client, head, outcome, own))
+            number += len(own)
+            await turns.give()
+        return readings
 
-    async def _resolve(self, batch: _Batch, rules: ServedRules, request: RequestParameters) -> Resolution:
-        """The client's buckets, asked of the parameter index stage by stage. Raises LimitExceeded."""
-        resolving = rules.plan.resolve(request)
-        results = Counter[str]()
-        try:
-            keys = next(resolving)
-            while True:
-                found = await self._look_up(batch, rules, keys)
-                for key, entries in found.items():
-                    results[rules.plan.lookup_sources[key.source].name] += len(entries)
-                if results.total() > self._max_buckets:
-                    raise _too_many("results of parameter queries", results, self._max_buckets)
-                keys = resolving.send(found)
-        except StopIteration as done:
-            resolution = cast(Resolution, done.value)
-        if len(resolution.buckets) > self._max_buckets:
-            names = Counter(rules.plan.bucket_sources[bucket.source].name for bucket in resolution.buckets)
-            raise _too_many("buckets", names, self._max_buckets)
-        return resolution
+    async def _resolve(
+        self, batch: _Batch, rules: ServedRules, requests: Sequence[RequestParameters]
+    ) -> list[Resolution | Exception]:
+        """Each client's buckets, or what is wrong with it, asked of the parameter index stage by stage."""
+        turns = _Turns()
+        clients = []
+        for request in requests:
+            clients.append(Resolving(rules.plan, request, self._max_buckets))
+            await turns.give()
+        while asking := [client for client in clients if client.outcome is None]:
+            keys = [key for client in asking for key in client.keys]
+            found = iter(await self._look_up(batch, rules, keys, (self._max_buckets + 1) * len(asking)))
+            for client in asking:
+                client.go_on({key: next(found) for key in client.keys})
+                await turns.give()
+        return [client.outcome for client in clients if client.outcome is not None]
 
-    async def _look_up(self, batch: _Batch, rules: ServedRules, keys: Sequence[LookupKey]) -> LookupResults:
-        found: dict[LookupKey, list[str]] = {}
+    async def _look_up(
+        self, batch: _Batch, rules: ServedRules, keys: Sequence[LookupKey], limit: int
+    ) -> Sequence[Sequence[str]]:
+        """The entries of each key. Raises _TooMuchTogether where there are as many as `limit`, so not all."""
+        found: list[list[str]] = [[] for _ in keys]
         if not keys:
             return found
         wanted = [{"n": n, "d": rules.lookup_definitions[source], "k": key} for n, (source, key) in enumerate(keys)]
-        batch.add(sized(self.LOOK_UP, len(wanted)), _json(wanted), self._max_buckets + 1)
-        for number, outputs in (await batch.run())[-1]:
-            found.setdefault(keys[number], []).append(outputs)
+        batch.add(sized(self.LOOK_UP, len(wanted)), _json(wanted), limit)
+        entries = (await batch.run())[-1]
+        if len(entries) >= limit > self._max_buckets + 1:
+            raise _TooMuchTogether
+        for number, outputs in entries:
+            found[number].append(outputs)
         return found
 
     # One statement: rule sets are swapped in one transaction.
@@ -306,14 +284,47 @@ class StorageReader:
         `through` is where the bucket ends at the checkpoint that is served. None means that this checkpoint cannot
         be read any more: the bucket was compacted beyond it, rewritten or deleted.
         """
+        return await self._pages.ask(_Page(bucket_id, generation, after, through))
+
+    async def _read_pages(self, pages: Sequence[_Page]) -> Sequence[Sequence[StoredOperation] | None]:
         async with self._turns, self._pool.connection() as connection:
             batch = _Batch(connection)
             batch.add(self.IN_ORDER)
-            batch.add(self.PAGE, bucket_id, after, through, PAGE_OPERATIONS, PAGE_BYTES, bucket_id, generation, through)
-            _, rows = await batch.run()
-        if not rows:
-            return None
-        return cast("list[StoredOperation]", rows if rows[0][0] is not None else [])
+            for bucket, generation, after, through in pages:
+                batch.add(self.PAGE, bucket, after, through, PAGE_OPERATIONS, PAGE_BYTES, bucket, generation, through)
+            _, *found = await batch.run()
+        return [_operations(rows) for rows in found]
+
+
+class _Page(NamedTuple):
+    bucket_id: int
+    generation: int
+    after: OpId
+    through: OpId
+
+
+class _TooMuchTogether(Exception):
+    """Several clients have more entries in the parameter index than are read at a time."""
+
+
+class _Turns:
+    """Lets others go on now and again."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+
+    async def give(self) -> None:
+        """Wait for a turn of the loop, where this one was long."""
+        if self._loop.time() - self._since > LOOP_S:
+            await asyncio.sleep(0)
+            self._since = self._loop.time()
+
+
+def _operations(rows: Sequence[tuple[Any, ...]]) -> Sequence[StoredOperation] | None:
+    if not rows:
+        return None
+    return cast("Sequence[StoredOperation]", rows if rows[0][0] is not None else [])
 
 
 def _pool_parameters(alias: str) -> dict[str, Any]:
@@ -350,69 +361,8 @@ class _Batch:
         return self._rows
 
 
-def _ask_for_totals(rules: ServedRules, resolution: Resolution) -> str:
-    return _json(
-        [
-            {"n": number, "d": rules.bucket_definitions[bucket.source], "p": bucket.parameters}
-            for number, bucket in enumerate(resolution.buckets)
-        ]
-    )
-
-
-def _name_buckets(
-    rules: ServedRules, incarnation: str, resolution: Resolution, totals: Mapping[int, _Found]
-) -> dict[str, ServedBucket]:
-    buckets = {}
-    for number, bucket in enumerate(resolution.buckets):
-        definition = rules.bucket_definitions[bucket.source]
-        id_, generation, known = totals.get(number, NOT_FOUND)
-        prefix = f"{incarnation}.{definition}.{generation}" if generation else f"{incarnation}.{definition}"
-        name = f"{prefix}#{rules.names[definition]}{bucket.parameters}"
-        buckets[name] = ServedBucket(id_, known, bucket.priority, bucket.reasons, generation)
-    return buckets
-
-
-def _describe_streams(resolution: Resolution) -> tuple[StreamInfo, ...]:
-    return tuple(
-        StreamInfo(
-            stream.name, stream.is_default, tuple((error.subscription, error.message) for error in stream.errors)
-        )
-        for stream in resolution.streams
-    )
-
-
-def _find_interests(
-    rules: ServedRules, client: Client, resolution: Resolution, totals: Mapping[int, _Found]
-) -> Interests:
-    return Interests(
-        buckets=frozenset(found.id for found in totals.values() if found.id is not None),
-        created=frozenset(
-            bucket_digest(rules.bucket_definitions[bucket.source], bucket.parameters)
-            for number, bucket in enumerate(resolution.buckets)
-            if number not in totals
-        ),
-        lookups=frozenset(
-            lookup_digest(rules.lookup_definitions[lookup.source], lookup.key) for lookup in resolution.lookups
-        ),
-        write_checkpoint=write_checkpoint_digest(client.user_key, client.client_id),
-    )
-
-
 def _json(value: object) -> str:
     return orjson.dumps(value).decode()
-
-
-def _too_many(what: str, found: Counter[str], most: int) -> LimitExceeded:
-    """The error for a client that has more than it may, counted by source; names the stream that has most."""
-    streams = Counter[str]()
-    for source, number in found.items():
-        streams[re.split(r"[|:]", source)[0]] += number
-    ((stream, number),) = streams.most_common(1)
-    return LimitExceeded(
-        f"too many {what}: {found.total()} (at most {most}), {number} of them by stream {stream!r}; narrow its rules, "
-        "subscribe to less of it, or raise MAX_BUCKETS",
-        status=500,
-    )
 
 
 def _not_served(description: str) -> RequestError:

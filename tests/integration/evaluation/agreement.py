@@ -25,7 +25,8 @@ from django.db import transaction  # noqa: E402
 from django_localsync.conf import get_settings, read_rules  # noqa: E402
 from django_localsync.evaluation import Evaluator  # noqa: E402
 from django_localsync.evaluation.explain import Explainer  # noqa: E402
-from django_localsync.storage.reader import Client, StorageReader  # noqa: E402
+from django_localsync.storage.reader import StorageReader  # noqa: E402
+from django_localsync.storage.resolving import Client  # noqa: E402
 from django_localsync.sync_rules import compile_rules  # noqa: E402
 from django_localsync.sync_rules.plan import RequestParameters  # noqa: E402
 from django_localsync.tokens import user_claims  # noqa: E402

@@ -15,7 +15,8 @@ settings.LOCALSYNC = {}
 django.setup()
 
 from django_localsync.routing import localsync_application  # noqa: E402
-from django_localsync.storage.reader import Client, Reading, StorageReader  # noqa: E402
+from django_localsync.storage.reader import StorageReader  # noqa: E402
+from django_localsync.storage.resolving import Client, Reading  # noqa: E402
 
 computed: Counter[str] = Counter()
 _read_checkpoint = StorageReader.read_checkpoint

@@ -6,11 +6,14 @@ import asyncio
 import random
 import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from django_localsync.buckets.operation import OpId
-from django_localsync.storage.reader import PAGE_OPERATIONS, Client, StorageReader
+from django_localsync.exceptions import LimitExceeded
+from django_localsync.storage.reader import PAGE_OPERATIONS, StorageReader
+from django_localsync.storage.resolving import Client
 from django_localsync.sync_rules.plan import RequestParameters
 from tests.integration.serving.conftest import Storage
 from tests.integration.serving.plans import ListedPlan
@@ -18,6 +21,11 @@ from tests.integration.serving.plans import ListedPlan
 OPEN_TRANSACTIONS = """
     SELECT count(*) FROM pg_stat_activity
      WHERE datname = current_database() AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%'
+"""
+
+RECEIPT = """
+    INSERT INTO localsync_write_checkpoint (user_key, client_id, number, positions, requested_at)
+    VALUES (%s, 'c1', %s, '{"default": 1}', now())
 """
 
 # So many that a handful of rows is thought worth a bitmap.
@@ -62,6 +70,68 @@ async def test_more_readers_than_connections_wait_for_their_turn(storage: Storag
 
     counts = [sum(bucket.totals.operations for bucket in item.checkpoint.buckets.values()) for item in readings]
     assert counts == [int(number == 7) for number in range(200)]
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many clients were read together, each time."""
+    read, sizes = StorageReader._read, list[int]()
+
+    def look(self: StorageReader, rules: Any, clients: Any) -> Any:
+        sizes.append(len(clients))
+        return read(self, rules, clients)
+
+    monkeypatch.setattr(StorageReader, "_read", look)
+    return sizes
+
+
+async def test_clients_that_come_together_are_read_together(storage: Storage, reader: StorageReader, groups: list[int]):
+    """Each gets its own buckets, lookups and receipt."""
+    for number in range(0, 60, 2):
+        storage.publish(("mine", (f"u{number}",), "a", {}), join=(f"u{number}", f"list{number % 7}"))
+        storage.connection.execute(RECEIPT, (f"u{number}", number + 1))
+    storage.publish(*(("list", (f"list{number}",), "x", {}) for number in range(7)))
+    alone = [await reader.read_checkpoint(client(f"u{number}")) for number in range(60)]
+    assert groups[1:] == [1] * 60
+    groups.clear()
+
+    together = await asyncio.gather(*(reader.read_checkpoint(client(f"u{number}")) for number in range(60)))
+
+    assert together == alone
+    assert sum(groups) == 60
+    assert max(groups) > 20
+
+
+async def test_what_is_wrong_with_one_client_is_its_own_business(storage: Storage, reader: StorageReader):
+    """A text that no JSON can hold, among others that are well."""
+    storage.publish(("mine", ("u1",), "a", {}))
+    await reader.read_checkpoint(client())
+    bad = Client("u1", "\ud800", RequestParameters({"sub": "u1"}))
+
+    readings = await asyncio.gather(
+        *(reader.read_checkpoint(item) for item in (client(), bad, client(), client("u2"))), return_exceptions=True
+    )
+
+    assert [isinstance(reading, Exception) for reading in readings] == [False, True, False, False]
+
+
+async def test_more_than_is_read_together_is_read_alone(storage: Storage, reader: StorageReader, groups: list[int]):
+    """Of one client there is more than it may have: the others have all of theirs."""
+    for number in range(310):
+        storage.publish(join=("u1", f"list{number}"))
+    for user in ("u2", "u3"):
+        for number in range(90):
+            storage.publish(join=(user, f"list{number}"))
+    alone = [await reader.read_checkpoint(client(user)) for user in ("u2", "u3")]
+    groups.clear()
+
+    readings = await asyncio.gather(
+        *(reader.read_checkpoint(client(user)) for user in ("u1", "u2", "u3")), return_exceptions=True
+    )
+
+    assert isinstance(readings[0], LimitExceeded)
+    assert readings[1:] == alone
+    assert groups == [3, 1, 1, 1]
 
 
 async def test_a_reading_is_of_one_snapshot(storage: Storage, reader: StorageReader):

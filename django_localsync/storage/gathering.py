@@ -1,0 +1,72 @@
+"""Requests that come while others are being answered are answered together.
+
+What a storm asks of the database then takes a few round trips, and a lonely request waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+class Gathering(Generic[Request, Answer]):
+    """Answers requests in groups, in the order in which they came; belongs to one event loop."""
+
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Request]], Awaitable[Sequence[Answer | Exception]]],
+        *,
+        groups: int,
+        group_size: int,
+    ) -> None:
+        """`answer` answers a group of at most `group_size`, each request by itself or with what is wrong with it.
+
+        At most `groups` are answered at the same time.
+        """
+        self._answer, self._groups, self._group_size = answer, groups, group_size
+        self._waiting: deque[tuple[Request, asyncio.Future[Answer]]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def ask(self, request: Request) -> Answer:
+        """The answer to a request. Raises what is wrong with it, or what made its whole group fail.
+
+        A caller that is cancelled leaves the group to be answered: to break it off would cost a connection.
+        """
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        if len(self._tasks) < self._groups:
+            task = asyncio.create_task(self._answer_waiting())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await future
+
+    async def _answer_waiting(self) -> None:
+        while group := self._take():
+            try:
+                answers = await self._answer([request for request, _ in group])
+            except BaseException as error:
+                answers = [error] * len(group)  # type: ignore[list-item]
+                if not isinstance(error, Exception):
+                    raise
+            finally:
+                for (_, future), found in zip(group, answers, strict=True):
+                    if future.done():  # nobody waits any more
+                        continue
+                    if isinstance(found, BaseException):
+                        future.set_exception(found)
+                    else:
+                        future.set_result(found)
+
+    def _take(self) -> list[tuple[Request, asyncio.Future[Answer]]]:
+        """The next group: those that somebody still waits for."""
+        group: list[tuple[Request, asyncio.Future[Answer]]] = []
+        while self._waiting and len(group) < self._group_size:
+            item = self._waiting.popleft()
+            if not item[1].done():
+                group.append(item)
+        return group
