@@ -90,9 +90,9 @@ async def test_clients_that_come_together_are_read_together(storage: Storage, re
     for number in range(0, 60, 2):
         storage.publish(("mine", (f"u{number}",), "a", {}), join=(f"u{number}", f"list{number % 7}"))
         storage.connection.execute(RECEIPT, (f"u{number}", number + 1))
-    storage.publish(*(("list", (f"list{number}",), "x", {}) for number in range(7)))
+    storage.publish(*(("lists", (f"list{number}",), "x", {}) for number in range(7)))
     alone = [await reader.read_checkpoint(client(f"u{number}")) for number in range(60)]
-    assert groups[1:] == [1] * 60
+    assert groups == [1] * 60
     groups.clear()
 
     together = await asyncio.gather(*(reader.read_checkpoint(client(f"u{number}")) for number in range(60)))
