@@ -24,7 +24,18 @@ PACKAGE = ROOT / "django_localsync"
 FLOORS = [
     {"exceptions", "buckets", "pgoutput"},
     {"sync_rules", "protocol"},
-    {"querysets", "storage", "models", "upload_models", "migrations", "conf", "tokens", "key_sets", "counters"},
+    {
+        "querysets",
+        "storage",
+        "models",
+        "upload_models",
+        "migrations",
+        "conf",
+        "tokens",
+        "key_sets",
+        "counters",
+        "turnstile",
+    },
     {
         "replication",
         "evaluation",

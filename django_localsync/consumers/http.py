@@ -34,6 +34,8 @@ class SyncStreamConsumer(RequestConsumer):
 
     async def serve(self, message: Mapping[str, Any]) -> None:
         """Serve a stream to its end."""
+        server = get_stream_server()
+        await server.turnstile.enter()
         token = await authenticate(self.header(b"authorization"))
         timeout_s = get_settings().body_timeout_s
         try:
@@ -45,7 +47,7 @@ class SyncStreamConsumer(RequestConsumer):
         self._coding = choose_coding(self.header(b"accept-encoding"))
         self._encoder = ContentEncoder(self._coding)
         stream = self._stream = Stream(
-            get_stream_server(),
+            server,
             request,
             claims=token.claims,
             user_key=token.user_key,

@@ -92,6 +92,7 @@ class Resolving:
 
 
 def wanted_totals(rules: ServedRules, outcome: Resolution | Exception) -> list[dict[str, Any]]:
+    """The buckets whose totals a client needs, in order: definition's id `d` and parameters `p`."""
     if isinstance(outcome, Exception):
         return []
     return [{"d": rules.bucket_definitions[bucket.source], "p": bucket.parameters} for bucket in outcome.buckets]
@@ -100,6 +101,7 @@ def wanted_totals(rules: ServedRules, outcome: Resolution | Exception) -> list[d
 def make_reading(
     rules: ServedRules, client: Client, head: Sequence[Any], resolution: Resolution, totals: Sequence[FoundBucket]
 ) -> Reading:
+    """A client's checkpoint, from the row of HEAD and the totals of its buckets in their order."""
     op_id, incarnation, write_checkpoint = head
     buckets = _name_buckets(rules, incarnation, resolution, totals)
     checkpoint = ServedCheckpoint(rules.id, OpId(op_id), buckets, _describe_streams(resolution), write_checkpoint)
