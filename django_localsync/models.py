@@ -17,6 +17,10 @@ from .upload_models import Rejection as Rejection
 from .upload_models import UploadedId as UploadedId
 from .upload_models import UploadJournal as UploadJournal
 
+# Keys are compared byte by byte: they are looked up, never sorted for people. A language's rules would take up to twice
+# as long, and an index that was made by them may be broken by the next release of the C library.
+BYTES = "C"
+
 
 class Checkpoint(models.Model):
     """The one row that says how far storage has come. Locked by whoever gives out op ids (I1)."""
@@ -205,7 +209,7 @@ class Bucket(models.Model):
 
     id = models.BigIntegerField(primary_key=True)
     definition = models.ForeignKey(Definition, models.CASCADE, db_constraint=False, db_index=False)
-    parameters = models.TextField(help_text="JSON array.")
+    parameters = models.TextField(db_collation=BYTES, help_text="JSON array.")
     operations = models.BigIntegerField(default=0)
     checksum = models.BigIntegerField(default=0, help_text="Sum of all operations' checksums, modulo 2**32.")
     last_op_id = models.BigIntegerField(default=0)
@@ -249,9 +253,9 @@ class ParameterLookup(models.Model):
     """An entry of the parameter index, at the newest checkpoint."""
 
     definition = models.ForeignKey(Definition, models.DO_NOTHING, db_constraint=False, db_index=False)
-    key = models.TextField(help_text="JSON array.")
+    key = models.TextField(db_collation=BYTES, help_text="JSON array.")
     table = models.ForeignKey(SourceTable, models.DO_NOTHING, db_constraint=False, db_index=False)
-    row_key = models.TextField()
+    row_key = models.TextField(db_collation=BYTES)
     outputs = models.TextField(help_text="JSON array.")
     pending = models.SmallIntegerField(default=0, choices=[(0, "no"), (1, "to be shown"), (2, "to be taken back")])
 
@@ -268,7 +272,7 @@ class CurrentRow(models.Model):
 
     pk = models.CompositePrimaryKey("table_id", "key")
     table = models.ForeignKey(SourceTable, models.DO_NOTHING, db_constraint=False, db_index=False)
-    key = models.TextField()
+    key = models.TextField(db_collation=BYTES)
     state = models.TextField(help_text="JSON, see buckets/membership.py.")
 
     class Meta:
@@ -293,8 +297,8 @@ class WriteCheckpoint(models.Model):
     """The newest receipt of a client: announced once the source's position has passed `positions` (I7)."""
 
     pk = models.CompositePrimaryKey("user_key", "client_id")
-    user_key = models.TextField()
-    client_id = models.TextField()
+    user_key = models.TextField(db_collation=BYTES)
+    client_id = models.TextField(db_collation=BYTES)
     number = models.BigIntegerField(default=1)
     positions = models.JSONField(help_text="Alias of each source → LSN as a number.")
     requested_at = models.DateTimeField(default=timezone.now)

@@ -18,7 +18,7 @@ class Migration(migrations.Migration):
             name="Bucket",
             fields=[
                 ("id", models.BigIntegerField(primary_key=True, serialize=False)),
-                ("parameters", models.TextField(help_text="JSON array.")),
+                ("parameters", models.TextField(db_collation="C", help_text="JSON array.")),
                 ("operations", models.BigIntegerField(default=0)),
                 (
                     "checksum",
@@ -113,8 +113,8 @@ class Migration(migrations.Migration):
                         "user_key", "client_id", blank=True, editable=False, primary_key=True, serialize=False
                     ),
                 ),
-                ("user_key", models.TextField()),
-                ("client_id", models.TextField()),
+                ("user_key", models.TextField(db_collation="C")),
+                ("client_id", models.TextField(db_collation="C")),
                 ("number", models.BigIntegerField(default=1)),
                 ("positions", models.JSONField(help_text="Alias of each source → LSN as a number.")),
                 ("requested_at", models.DateTimeField(default=django.utils.timezone.now)),
@@ -305,8 +305,8 @@ class Migration(migrations.Migration):
             name="ParameterLookup",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("key", models.TextField(help_text="JSON array.")),
-                ("row_key", models.TextField()),
+                ("key", models.TextField(db_collation="C", help_text="JSON array.")),
+                ("row_key", models.TextField(db_collation="C")),
                 ("outputs", models.TextField(help_text="JSON array.")),
                 (
                     "pending",
@@ -346,7 +346,7 @@ class Migration(migrations.Migration):
                         "table_id", "key", blank=True, editable=False, primary_key=True, serialize=False
                     ),
                 ),
-                ("key", models.TextField()),
+                ("key", models.TextField(db_collation="C")),
                 ("state", models.TextField(help_text="JSON, see buckets/membership.py.")),
                 (
                     "table",

@@ -435,3 +435,8 @@ def test_daphne_is_warned_of_where_it_may_serve_production(settings):
 
     assert warned(deploy=True)
     assert not warned(deploy=False)
+
+
+@pytest.mark.django_db
+def test_migrations_make_what_the_models_say():
+    call_command("makemigrations", "django_localsync", check=True, dry_run=True, skip_checks=True, verbosity=0)
