@@ -31,7 +31,7 @@ def cursor_of_thread() -> Iterator[Any]:
         with connection.cursor() as cursor:
             yield cursor
     finally:
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread() and not connection.in_atomic_block:
             connection.close()
 
 
@@ -75,7 +75,7 @@ def rows(bucket: str = "all|0[]") -> dict[str, Any]:
 
 def snapshot() -> dict[str, Rows]:
     """All served buckets as one snapshot shows them, for use while the replicator writes."""
-    with transaction.atomic():
+    with cursor_of_thread(), transaction.atomic():
         execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         return stored_buckets()
 

@@ -192,7 +192,11 @@ class Filling:
         """Apply the table's changes from here on. The first chunk must show whatever was ignored until now."""
         self._begin_reading(backfill, replace(backfill.stored, phase="scanning"))
         backfill.must_see = self._recent.xids()
-        backfill.is_quiet = backfill.table.identity == "key" and not self._writer.rows_from(backfill.table.id, "", 1)
+        table, all_of_table = backfill.table, self._backfills.of_table(backfill.table.id)
+        for each in all_of_table:
+            each.is_quiet = False  # another one brings rows, too
+        if len(all_of_table) == 1 and table.identity == "key":
+            backfill.is_quiet = not self._writer.rows_from(table.id, "", 1)
 
     def _begin_reading(self, backfill: Backfill, stored: StoredBackfill) -> None:
         if not self._tables.is_followed(backfill.table.relation_oid):

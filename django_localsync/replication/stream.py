@@ -1,9 +1,9 @@
 """Follows the replication stream: messages to row changes, whole transactions to checkpoints.
 
-The batch grows by itself with the load and needs no timer: what has arrived is published once the socket is empty or
-BATCH_ROWS are waiting. A transaction larger than that is written in parts inside one open storage transaction, so
-memory stays bounded and nothing of it shows before its commit (I2). While there is a backlog, a batch is stored as the
-next one is read, see storing.py.
+The batch grows by itself with the load and needs no timer: what has arrived is published once the socket is empty, or
+BATCH_ROWS or BATCH_BYTES are waiting. A transaction larger than that is written in parts inside one open storage
+transaction, so memory stays bounded and nothing of it shows before its commit (I2). While there is a backlog, a batch
+is stored as the next one is read, see storing.py.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from .storing import Checkpoint, Storing
 logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 5000
+BATCH_BYTES = 8 << 20  # of messages; a few batches are in memory at a time, each several times over
 
 # An idle walsender of Postgres 16 to 18 misses about one commit in two thousand: it looks whether there is more WAL
 # before it asks to be woken. Each status update makes it look again, and this is how late such a commit may be.
@@ -78,6 +79,7 @@ class Stream:
         self._idle_lsn, self._idle_since = lsn, monotonic()
         self._confirmed, self._confirmed_at = lsn, monotonic()
         self._changes: list[Change] = []
+        self._changes_bytes = 0
         self._write_checkpoints: set[int] = set()
         self._end_lsn: int | None = None  # end of the last whole transaction that is not published yet
         self._committed_at: datetime | None = None
@@ -117,6 +119,7 @@ class Stream:
 
     def _receive(self, payload: bytes) -> None:
         if payload[:1] == XLOG_DATA:  # nothing else of the frame is of use, and there is one a row
+            self._changes_bytes += len(payload)
             self._handle(decode_message(payload[MESSAGE_START:]))
             return
         frame = decode_frame(payload)
@@ -162,7 +165,7 @@ class Stream:
         self._when_committed()
         if self._marks:
             self._pass_marks()
-        elif self._is_written or len(self._changes) >= BATCH_ROWS:
+        elif self._is_written or self._is_full(1):
             self._publish()
 
     def _row_changed(self, message: Insert | Update | Delete) -> None:
@@ -182,7 +185,7 @@ class Stream:
         if not table.is_followed:
             return
         self._changes.append(change)
-        if len(self._changes) >= 2 * BATCH_ROWS:  # a transaction's end is worth some waiting
+        if self._is_full(2):  # a transaction's end is worth some waiting
             self._is_written = True
             self._storing.store_later(self._take_changes(), None)
 
@@ -226,7 +229,7 @@ class Stream:
     def _publish(self) -> None:
         """Make a checkpoint of the whole transactions so far."""
         # Without a backlog, the way through another thread would only add to the delay.
-        has_backlog = len(self._changes) >= BATCH_ROWS or self._storing.is_busy()
+        has_backlog = self._is_full(1) or self._storing.is_busy()
         store = self._storing.store_later if has_backlog else self._storing.store
         store(self._take_changes(), self._take_checkpoint())
         if not self._storing.is_busy():
@@ -239,8 +242,11 @@ class Stream:
         self._write_checkpoints = set()
         return checkpoint
 
+    def _is_full(self, times: int) -> bool:
+        return len(self._changes) >= times * BATCH_ROWS or self._changes_bytes >= times * BATCH_BYTES
+
     def _take_changes(self) -> Step:
-        changes, self._changes = self._changes, []
+        changes, self._changes, self._changes_bytes = self._changes, [], 0
         return self._filling.applier.changes_step(changes)
 
     def _is_idle(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from django_localsync.storage.writer import StorageWriter, WriteSet
 from tests.conftest import SOAK
 from tests.replication import RunningReplicator, replicating
 from tests.source import eventually, execute, query, rows, snapshot, streams
@@ -66,6 +67,25 @@ def test_it_shows_at_once_or_not_at_all(sizes):
         replicator.catch_up()
         assert rows() == {}
     assert sizes <= {0, ROWS, 2 * ROWS, 3 * ROWS}
+
+
+def test_large_rows_are_no_more_than_memory_holds_either(monkeypatch: pytest.MonkeyPatch):
+    """Ten kilobytes each, of which a batch may have a hundred."""
+    monkeypatch.setattr("django_localsync.replication.stream.BATCH_BYTES", 100_000)
+    write, numbers = StorageWriter.write, list[int]()
+
+    def look(self: StorageWriter, changes: WriteSet) -> None:
+        numbers.append(len(changes.drafts))
+        write(self, changes)
+
+    monkeypatch.setattr(StorageWriter, "write", look)
+    with replicating(NOTES) as replicator:
+        numbers.clear()
+        execute("INSERT INTO note SELECT i, repeat('x', 10000) FROM generate_series(1, 200) AS i")
+        replicator.catch_up()
+        assert len(rows()) == 200
+    assert sum(numbers) == 200
+    assert max(numbers) == 20
 
 
 def test_the_replicator_is_cut_off_at_every_stage(sizes):
