@@ -501,6 +501,39 @@ def test_two_tables_and_a_new_definition_of_one_that_is_read_already(reading):
         assert values("title", "others|0[]")["4"] == "between"
 
 
+def test_two_readings_of_one_new_table_begin_together(monkeypatch, caplog):
+    """The one that began last is read first: it brings rows that the other one has not read yet."""
+
+    def newest_to_read(self: Backfills) -> Backfill | None:
+        with self.changed:
+            return next(
+                (item for item in reversed(self._all.values()) if not (item.announced or item.on_the_way)), None
+            )
+
+    monkeypatch.setattr(Backfills, "next_to_read", newest_to_read)
+    make_notes()
+    execute("CREATE TABLE other (id int PRIMARY KEY)")
+    rules = {"others": "SELECT * FROM other"}
+    with replicating(streams(**rules)):
+        pass
+    waiting = "SELECT count(*) FROM localsync_backfill WHERE phase = 'waiting'"
+    with open_transaction("INSERT INTO other VALUES (1)"):
+        rules["all"] = "SELECT * FROM note"
+        replicator = RunningReplicator(RULES=streams(**rules))
+        wait_until(lambda: query(waiting) == [(1,)])
+        replicator.stop()
+        rules["ids"] = "SELECT id FROM note"
+        replicator = RunningReplicator(RULES=streams(**rules))
+        wait_until(lambda: query(waiting) == [(2,)])
+    try:
+        replicator.catch_up()
+        assert rows() == source_rows()
+        assert rows("ids|0[]").keys() == source_rows().keys()
+    finally:
+        replicator.stop()
+    assert "held equal keys" not in caplog.text
+
+
 @pytest.mark.parametrize("moment", ["before", "while it waits"])
 def test_a_table_is_given_up_while_its_rows_are_counted(moment):
     """The reading thread waits for chunks to be applied; those of a table that is not read any more never are."""
