@@ -501,18 +501,12 @@ def test_two_tables_and_a_new_definition_of_one_that_is_read_already(reading):
         assert values("title", "others|0[]")["4"] == "between"
 
 
-def test_two_readings_of_one_new_table_begin_together(monkeypatch, caplog):
-    """The one that began last is read first: it brings rows that the other one has not read yet."""
-
-    def newest_to_read(self: Backfills) -> Backfill | None:
-        with self.changed:
-            return next(
-                (item for item in reversed(self._all.values()) if not (item.announced or item.on_the_way)), None
-            )
-
-    monkeypatch.setattr(Backfills, "next_to_read", newest_to_read)
+def test_two_readings_of_one_new_table_begin_together(reading, monkeypatch, caplog):
+    """Neither finds a row in the first blocks; then each brings rows that the other one has not read yet."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr("django_localsync.replication.backfills.MAX_ON_THE_WAY", 1)
     make_notes()
-    execute("CREATE TABLE other (id int PRIMARY KEY)")
+    execute("DELETE FROM note WHERE id <= 30", "CREATE TABLE other (id int PRIMARY KEY)")
     rules = {"others": "SELECT * FROM other"}
     with replicating(streams(**rules)):
         pass
