@@ -59,7 +59,6 @@ from .storage.resolving import Client
 from .sync_rules import compile_rules
 from .sync_rules.plan import Plan, RequestParameters, Subscription
 from .tokens import EXPIRED, REVOKED
-from .turnstile import Turnstile
 
 SEND_BYTES = 64 << 10  # lines are gathered up to this size: a send costs more than a line
 STALL_CHECK_S = 5.0  # how often stalled clients are looked for, at least
@@ -82,8 +81,6 @@ class StreamServer:
         self.streams: set[Stream] = set()
         self._by_user = Counter[str]()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self.turnstile = Turnstile()
-        """For whoever begins something that takes a while: a request, or the lines of a first checkpoint."""
         self._stopping = False
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Task[None] | None = None
@@ -439,12 +436,10 @@ class Stream:
 
     async def _read_checkpoint(self) -> ServedCheckpoint:
         if self._turn is None:
+            return await self._read_checkpoint_now()
+        async with self._turn:
             checkpoint = await self._read_checkpoint_now()
-        else:
-            async with self._turn:
-                checkpoint = await self._read_checkpoint_now()
-            self._turn = None
-        await self._server.turnstile.enter()
+        self._turn = None
         return checkpoint
 
     async def _read_checkpoint_now(self) -> ServedCheckpoint:

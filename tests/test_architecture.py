@@ -34,7 +34,6 @@ FLOORS = [
         "tokens",
         "key_sets",
         "counters",
-        "turnstile",
     },
     {
         "replication",

@@ -14,7 +14,7 @@ from ..protocol.negotiation import choose_coding, choose_format
 from ..protocol.requests import parse_stream_request
 from ..protocol.session import SendLine
 from ..streams import Stream, get_stream_server
-from ..tokens import Token, authenticate
+from ..tokens import authenticate
 from .base import RequestConsumer, encode_headers
 from .daphne import wait_until_taken
 
@@ -34,34 +34,17 @@ class SyncStreamConsumer(RequestConsumer):
 
     async def serve(self, message: Mapping[str, Any]) -> None:
         """Serve a stream to its end."""
+        token = await authenticate(self.header(b"authorization"))
+        timeout_s = get_settings().body_timeout_s
         try:
-            if message.get("more_body"):  # who it is comes before what it wants
-                token = await self._admit()
-                body = await self._read_body(message)
-                await self.run_until_disconnect(self._stream_to(token, body))
-            else:
-                await self.run_until_disconnect(self._admit_and_stream(message))
-        except TimeoutError:  # the stream was cut
-            if self.started:
-                raise
-        if not self.started:
-            raise RequestError("the server is stopping; try again", status=503, code="PSYNC_S2003")
-
-    async def _admit_and_stream(self, message: Mapping[str, Any]) -> None:
-        """Whoever goes away while it waits for its turn costs no more than that."""
-        token = await self._admit()
-        await self._stream_to(token, await self._read_body(message))
-
-    async def _admit(self) -> Token:
-        await get_stream_server().turnstile.enter()
-        return await authenticate(self.header(b"authorization"))
-
-    async def _stream_to(self, token: Token, body: bytes) -> None:
-        request = parse_stream_request(body)
+            async with asyncio.timeout(timeout_s):
+                request = parse_stream_request(await self._read_body(message))
+        except TimeoutError:
+            raise RequestError(f"the body took more than {timeout_s:g} seconds", status=408) from None
         self._format = choose_format(self.header(b"accept"))
         self._coding = choose_coding(self.header(b"accept-encoding"))
         self._encoder = ContentEncoder(self._coding)
-        self._stream = Stream(
+        stream = self._stream = Stream(
             get_stream_server(),
             request,
             claims=token.claims,
@@ -70,7 +53,13 @@ class SyncStreamConsumer(RequestConsumer):
             format=self._format,
             coding=self._coding,
         )
-        await self._stream.run(self._send_lines)
+        try:
+            await self.run_until_disconnect(stream.run(self._send_lines))
+        except TimeoutError:
+            if self.started:
+                raise
+        if not self.started:
+            raise RequestError("the server is stopping; try again", status=503, code="PSYNC_S2003")
 
     async def finish(self) -> None:
         """End the stream's body."""
@@ -95,23 +84,15 @@ class SyncStreamConsumer(RequestConsumer):
         return {**STREAM_HEADERS, "Content-Type": self._format.value, **about_coding, **about_connection}
 
     async def _read_body(self, message: Mapping[str, Any]) -> bytes:
-        """The whole body, which may begin with this message.
-
-        Raises LimitExceeded (413) for too large a one, RequestError (408) for too slow a one, ConnectionError when the
-        client leaves.
-        """
-        parts, size, most, timeout_s = [], 0, get_settings().max_request_bytes, get_settings().body_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s if message.get("more_body") else None):
-                while True:
-                    if message["type"] == "http.disconnect":
-                        raise ConnectionError("the client went away")
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
-                        raise LimitExceeded(f"the body is larger than {most} bytes", status=413, code="PSYNC_S2001")
-                    if not message.get("more_body"):
-                        return b"".join(parts)
-                    message = await self._receive()
-        except TimeoutError:
-            raise RequestError(f"the body took more than {timeout_s:g} seconds", status=408) from None
+        """The whole body. Raises LimitExceeded (413) for too large a one, ConnectionError when the client leaves."""
+        parts, size, most = [], 0, get_settings().max_request_bytes
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ConnectionError("the client went away")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > most:
+                raise LimitExceeded(f"the body is larger than {most} bytes", status=413, code="PSYNC_S2001")
+            if not message.get("more_body"):
+                return b"".join(parts)
+            message = await self._receive()

@@ -105,7 +105,6 @@ class SyncSocketConsumer(AsyncConsumer):  # type: ignore[misc]
 
     async def _authenticate(self, authorization: str | None) -> None:
         try:
-            await get_stream_server().turnstile.enter()
             self._token = await authenticate(authorization)
         except RequestError as error:
             await self._perform(self._connection.refuse(error))
