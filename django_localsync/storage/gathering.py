@@ -31,6 +31,7 @@ class Gathering(Generic[Request, Answer]):
         self._answer, self._groups, self._group_size = answer, groups, group_size
         self._waiting: deque[tuple[Request, asyncio.Future[Answer]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asking = 0  # callers that are answered in their own task
 
     async def ask(self, request: Request) -> Answer:
         """The answer to a request. Raises what is wrong with it, or what made its whole group fail.
@@ -39,28 +40,52 @@ class Gathering(Generic[Request, Answer]):
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
-        if len(self._tasks) < self._groups:
+        self._begin()
+        return await future
+
+    async def ask_to_the_end(self, request: Request) -> Answer:
+        """The same for a caller that is never cancelled: where nobody waits, it takes no turn of the loop more."""
+        if self._waiting or self._is_busy():
+            return await self.ask(request)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._asking += 1
+        try:
+            await self._answer_group([(request, future)])
+        finally:
+            self._asking -= 1
+            if self._waiting:
+                self._begin()
+        return future.result()
+
+    def _is_busy(self) -> bool:
+        return len(self._tasks) + self._asking >= self._groups
+
+    def _begin(self) -> None:
+        if not self._is_busy():
             task = asyncio.create_task(self._answer_waiting())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return await future
 
     async def _answer_waiting(self) -> None:
         while group := self._take():
-            try:
-                answers = await self._answer([request for request, _ in group])
-            except BaseException as error:
-                answers = [error] * len(group)  # type: ignore[list-item]
-                if not isinstance(error, Exception):
-                    raise
-            finally:
-                for (_, future), found in zip(group, answers, strict=True):
-                    if future.done():  # nobody waits any more
-                        continue
-                    if isinstance(found, BaseException):
-                        future.set_exception(found)
-                    else:
-                        future.set_result(found)
+            await self._answer_group(group)
+
+    async def _answer_group(self, group: Sequence[tuple[Request, asyncio.Future[Answer]]]) -> None:
+        answers: Sequence[Answer | BaseException]
+        try:
+            answers = await self._answer([request for request, _ in group])
+        except BaseException as error:
+            answers = [error] * len(group)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            for (_, future), found in zip(group, answers, strict=True):
+                if future.done():  # nobody waits any more
+                    continue
+                if isinstance(found, BaseException):
+                    future.set_exception(found)
+                else:
+                    future.set_result(found)
 
     def _take(self) -> list[tuple[Request, asyncio.Future[Answer]]]:
         """The next group: those that somebody still waits for."""

@@ -19,7 +19,6 @@ from .reader import StorageReader
 
 MAX_KEPT_BYTES = 32 << 20
 ENTRY_BYTES = 500  # what a kept page costs beside its line
-TURNS_TO_SEND = 2  # of the loop, from asking the reader for a page until Postgres is asked
 
 PACKED_IN_LOOP_BYTES = 32 << 10  # a third of a millisecond; more than that is compressed in a thread
 
@@ -113,8 +112,7 @@ class Pages:
         has_more = next_after < key.through
         if has_more and self._waiting[key]:  # else it was read ahead itself
             self._read_ahead(key, next_after)
-            for _ in range(TURNS_TO_SEND):  # its query is sent
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)  # its query is sent
         format, raw_data, coding = key.form
         line = encode_bucket_data(key.bucket, key.after, operations, has_more, raw_data=raw_data, format=format)
         page = PageRead(line, len(operations), next_after, has_more, await _pack(line, coding))

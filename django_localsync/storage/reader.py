@@ -282,9 +282,9 @@ class StorageReader:
         """A bucket's operations with after < op id ≤ through in ascending order, at most a page of them.
 
         `through` is where the bucket ends at the checkpoint that is served. None means that this checkpoint cannot
-        be read any more: the bucket was compacted beyond it, rewritten or deleted.
+        be read any more: the bucket was compacted beyond it, rewritten or deleted. The caller must not be cancelled.
         """
-        return await self._pages.ask(_Page(bucket_id, generation, after, through))
+        return await self._pages.ask_to_the_end(_Page(bucket_id, generation, after, through))
 
     async def _read_pages(self, pages: Sequence[_Page]) -> Sequence[Sequence[StoredOperation] | None]:
         async with self._turns, self._pool.connection() as connection:

@@ -91,6 +91,33 @@ async def test_who_gave_up_is_not_answered_and_holds_nobody_up():
     assert await gathering.ask(4) == 16
 
 
+async def test_a_lonely_request_takes_no_turn_of_the_loop_more_than_its_answer():
+    async def answer(requests: Sequence[int]) -> Sequence[int]:
+        return [number**2 for number in requests]
+
+    gathering = Gathering[int, int](answer, groups=1, group_size=9)
+    turns: list[str] = []
+    asyncio.get_running_loop().call_soon(turns.append, "a turn")
+    assert await gathering.ask_to_the_end(3) == 9
+    assert turns == []
+
+
+async def test_who_asks_to_the_end_shares_groups_with_others():
+    answering = Answering()
+    gathering = Gathering(answering.answer, groups=1, group_size=3)
+    tasks = [asyncio.create_task(gathering.ask_to_the_end(number)) for number in (1, 2, 3, -4)]
+    tasks += await begin(gathering, 5)
+    assert answering.groups == [[1]]
+    answering.gate.set()
+    assert await asyncio.gather(*tasks[:3], tasks[4]) == [1, 4, 9, 25]
+    assert answering.groups == [[1], [2, 3, -4], [5]]
+    assert answering.most_at_once == 1
+    with pytest.raises(ValueError, match="-4"):
+        await tasks[3]
+    with pytest.raises(LookupError):
+        await gathering.ask_to_the_end(13)
+
+
 async def test_a_task_that_is_cancelled_leaves_nobody_waiting():
     answering = Answering()
     gathering = Gathering(answering.answer, groups=1, group_size=9)
