@@ -30,8 +30,8 @@ class Gathering(Generic[Request, Answer]):
         """
         self._answer, self._groups, self._group_size = answer, groups, group_size
         self._waiting: deque[tuple[Request, asyncio.Future[Answer]]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._asking = 0  # callers that are answered in their own task
+        self._tasks: set[asyncio.Task[None]] = set()  # to keep them alive, also some that have ended
+        self._answering = 0
 
     async def ask(self, request: Request) -> Answer:
         """The answer to a request. Raises what is wrong with it, or what made its whole group fail.
@@ -45,30 +45,35 @@ class Gathering(Generic[Request, Answer]):
 
     async def ask_to_the_end(self, request: Request) -> Answer:
         """The same for a caller that is never cancelled: where nobody waits, it takes no turn of the loop more."""
-        if self._waiting or self._is_busy():
+        if self._waiting or self._answering >= self._groups:
             return await self.ask(request)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._asking += 1
+        self._answering += 1
         try:
             await self._answer_group([(request, future)])
         finally:
-            self._asking -= 1
-            if self._waiting:
-                self._begin()
+            self._end()
         return future.result()
 
-    def _is_busy(self) -> bool:
-        return len(self._tasks) + self._asking >= self._groups
-
     def _begin(self) -> None:
-        if not self._is_busy():
+        if self._answering < self._groups:
+            self._answering += 1
             task = asyncio.create_task(self._answer_waiting())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    def _end(self) -> None:
+        """At once: who asks in this very turn of the loop must not rely on somebody who has ended."""
+        self._answering -= 1
+        if self._waiting:
+            self._begin()
+
     async def _answer_waiting(self) -> None:
-        while group := self._take():
-            await self._answer_group(group)
+        try:
+            while group := self._take():
+                await self._answer_group(group)
+        finally:
+            self._end()
 
     async def _answer_group(self, group: Sequence[tuple[Request, asyncio.Future[Answer]]]) -> None:
         answers: Sequence[Answer | BaseException]

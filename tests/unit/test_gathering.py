@@ -49,6 +49,21 @@ async def test_what_comes_while_others_are_answered_is_answered_together():
     assert answering.most_at_once == 1
 
 
+@pytest.mark.parametrize("way", ["ask", "ask_to_the_end"])
+async def test_who_asks_again_at_once_is_answered(way):
+    """In the turn of the loop in which the one who answered has ended."""
+    answering = Answering()
+    answering.gate.set()
+    gathering = Gathering(answering.answer, groups=1, group_size=3)
+
+    async def ask_often() -> list[int]:
+        return [await getattr(gathering, way)(number) for number in range(12)]
+
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*(ask_often() for _ in range(5)))
+    assert answers == [[number**2 for number in range(12)]] * 5
+
+
 async def test_a_lonely_request_waits_for_nobody():
     answering = Answering()
     gathering = Gathering(answering.answer, groups=2, group_size=3)
