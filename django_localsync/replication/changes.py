@@ -130,7 +130,7 @@ RowTexts = Mapping[int, Mapping[str, str | None]]
 class Known(NamedTuple):
     """The answer to `Needed`."""
 
-    buckets: Mapping[BucketKey, int]
+    buckets: dict[BucketKey, int]
     rows: Mapping[int, Mapping[str, str]]
 
 
@@ -152,15 +152,15 @@ class ChangeApplier:
 
     def __init__(self, writer: StorageWriter) -> None:
         self._writer = writer
-        self._buckets: Mapping[BucketKey, int] = {}  # ids of every bucket that the step at hand names
+        self._buckets: dict[BucketKey, int] = {}  # ids of every bucket that the step at hand names
         self._find_late: FindBuckets = writer.bucket_ids
         self.incomplete: dict[int, set[int]] = {}
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Write the operations, row states and lookups that follow from a batch of changes."""
-        self.take(self.changes_step(changes))
+        self.apply_step(self.changes_step(changes))
 
-    def take(self, step: Step) -> None:
+    def apply_step(self, step: Step) -> None:
         """Look up, work out and write a step."""
         output, _ = self.work_out(step, self.look_up(step.needed), {}, self._writer.bucket_ids)
         self._writer.write(output)
@@ -433,7 +433,7 @@ class ChangeApplier:
         result = evaluation_of_all(evaluations)(values)
         missing = [row[:2] for row in result[0] if row[:2] not in self._buckets]
         if missing:
-            self._buckets = self._find_late(missing)
+            self._buckets |= self._find_late(missing)
         return result
 
     def _locate(self, table: ReplicatedTable, key: str, result: Evaluated) -> Located:

@@ -213,7 +213,7 @@ class Filling:
         if begun is None:
             return
         step, save = begun
-        self.applier.take(step)
+        self.applier.apply_step(step)
         if chunk.asked is not None:
             found = {key for key, _, _ in chunk.rows}
             touched = _touched_keys(self._recent.hidden_from(chunk.snapshot), backfill.stored.table)

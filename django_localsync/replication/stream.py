@@ -84,7 +84,7 @@ class Stream:
         self._end_lsn: int | None = None  # end of the last whole transaction that is not published yet
         self._committed_at: datetime | None = None
         self._in_transaction = self._skipping = False
-        self._is_written = False  # in part, as far as the transaction at hand is
+        self._is_written = False  # a part of the transaction at hand, so its commit must publish
         self._delivered: Delivered | None = None  # what the transaction at hand does to tables that are being read
         self._marks: list[bytes] = []
 

@@ -11,7 +11,7 @@ same reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -179,16 +179,13 @@ class StorageWriter:
             missing = {key for key in missing if key not in self._buckets}
         return missing
 
-    def bucket_ids(self, keys: Iterable[BucketKey]) -> dict[BucketKey, int]:
-        """Ids of buckets by what they are, made where they did not exist.
-
-        Answers the whole cache, which only grows until the transaction ends; do not change it.
-        """
+    def bucket_ids(self, keys: Collection[BucketKey]) -> dict[BucketKey, int]:
+        """Ids of buckets by what they are, made where they did not exist."""
         missing = self.find_buckets(keys)
         if missing:
             self._remember_buckets(self.CREATE_BUCKETS, missing)
             self._created.update(bucket_digest(*key) for key in missing)
-        return self._buckets
+        return {key: self._buckets[key] for key in keys}
 
     # Primary key (table_id, key).
     ROW_STATES = """
